@@ -1,0 +1,108 @@
+//! Where the two planes meet: slots, what stands in them, and the one pointer that is swapped.
+//!
+//! The control plane reports [`Event`]s; the [`Controller`] is the only one that turns them into
+//! a [`Snapshot`]; the data plane loads one snapshot for each connection. Nothing here knows how
+//! a worker is started, how health is found out, or how bytes are carried.
+
+mod controller;
+mod event;
+mod slot;
+mod snapshot;
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+pub use controller::Controller;
+pub use event::{Event, Health};
+pub use slot::{Backend, Skip, Slot, SlotStats};
+pub use snapshot::{Entry, Snapshot};
+
+/// Events that may wait for the controller; reporters wait when it is full.
+const INBOX: usize = 1024;
+
+/// The shared handle of a cluster: cheap to clone, held by both planes.
+#[derive(Clone, Debug)]
+pub struct Cluster(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    name: Arc<str>,
+    current: ArcSwap<Snapshot>,
+    /// The number of the current snapshot; the way to wait for the next.
+    number: watch::Sender<u64>,
+    inbox: mpsc::Sender<Event>,
+}
+
+impl Cluster {
+    /// A cluster as configured, and its controller, which must be run for anything to change.
+    #[must_use]
+    pub fn new(config: &crate::config::Cluster) -> (Self, Controller) {
+        let (inbox, events) = mpsc::channel(INBOX);
+        let first = Snapshot::configured(config);
+        let shared = Shared {
+            name: Arc::clone(&config.name),
+            number: watch::Sender::new(first.number),
+            current: ArcSwap::from_pointee(first),
+            inbox,
+        };
+        let cluster = Self(Arc::new(shared));
+        let controller = Controller::new(cluster.clone(), events);
+        (cluster, controller)
+    }
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    /// All routing state of this moment.
+    #[must_use]
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.0.current.load_full()
+    }
+
+    /// Tells the controller what happened. Waits while its inbox is full; an event for a
+    /// controller that has ended is of no use to anybody and is dropped.
+    pub async fn report(&self, event: Event) {
+        let _ended = self.0.inbox.send(event).await;
+    }
+
+    /// A receiver that changes with every new snapshot; its value is the snapshot's number.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.number.subscribe()
+    }
+
+    /// The next snapshot after `number`, or the current one when `deadline` has passed.
+    pub async fn changed_since(&self, number: u64, deadline: Instant) -> Arc<Snapshot> {
+        let mut numbers = self.subscribe();
+        let changed = numbers.wait_for(|now| *now > number);
+        let _timed_out = tokio::time::timeout_at(deadline, changed).await.is_err();
+        self.load()
+    }
+
+    /// The first snapshot that satisfies `condition`, or `None` after `within`.
+    pub async fn wait_until(
+        &self,
+        within: Duration,
+        condition: impl Fn(&Snapshot) -> bool,
+    ) -> Option<Arc<Snapshot>> {
+        let mut numbers = self.subscribe();
+        let found = numbers.wait_for(|_| condition(&self.load()));
+        tokio::time::timeout(within, found).await.ok()?.ok()?;
+        Some(self.load())
+    }
+
+    /// Publishes a snapshot. Only the controller may.
+    fn publish(&self, snapshot: Snapshot) {
+        let number = snapshot.number;
+        self.0.current.store(Arc::new(snapshot));
+        self.0.number.send_replace(number);
+    }
+}

@@ -1,0 +1,214 @@
+//! All routing state of a cluster at one moment: immutable, built whole, swapped whole.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use super::{Backend, Health, Skip, Slot, SlotStats};
+use crate::{
+    affinity::Table,
+    config::{self, ReadyBy, Source},
+};
+
+/// The routing state of a cluster. A connection decides on exactly one of these.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// 1 for the first, one more for each that follows.
+    pub number: u64,
+    /// What was configured.
+    pub config: Arc<config::Cluster>,
+    /// The slots, in the order of the configuration.
+    pub entries: Vec<Entry>,
+    /// The same slots as the hash sees them; its indices are positions in `entries`.
+    pub table: Arc<Table>,
+}
+
+/// One slot in a snapshot.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The slot.
+    pub slot: Arc<Slot>,
+    /// What stands in it; `None` while a supervised slot has no process.
+    pub backend: Option<Arc<Backend>>,
+    /// Why it gets no new clients; `None` when it does.
+    pub skip: Option<Skip>,
+    /// We supervise it.
+    pub supervised: bool,
+}
+
+impl Snapshot {
+    /// The state of a cluster that was just configured: static backends are taken to be well,
+    /// supervised slots are empty.
+    pub(super) fn configured(config: &config::Cluster) -> Self {
+        Self::rebuilt(1, Arc::new(config.clone()), &[])
+    }
+
+    /// The same cluster under another configuration: a slot that is still named keeps what
+    /// stands in it.
+    pub(super) fn rebuilt(number: u64, config: Arc<config::Cluster>, old: &[Entry]) -> Self {
+        let old: ahash::HashMap<&str, &Entry> =
+            old.iter().map(|entry| (&*entry.slot.name, entry)).collect();
+        let entries: Vec<Entry> = match &config.source {
+            Source::Static(backends) => backends
+                .iter()
+                .map(|backend| {
+                    let kept = old.get(&*backend.name).filter(|entry| !entry.supervised);
+                    static_entry(backend, kept.copied())
+                })
+                .collect(),
+            Source::Workers(workers) => (0..workers.count.get())
+                .map(|index| {
+                    let name: Arc<str> = format!("{}/{index}", config.name).into();
+                    let kept = old.get(&*name).filter(|entry| entry.supervised);
+                    kept.copied().cloned().unwrap_or_else(|| Entry::empty(name))
+                })
+                .collect(),
+        };
+        let slots = entries
+            .iter()
+            .map(|entry| (&*entry.slot.name, entry.slot.weight));
+        let table = Arc::new(Table::new(config.affinity.seed, slots));
+        Self {
+            number,
+            config,
+            entries,
+            table,
+        }
+    }
+
+    /// The next snapshot with one entry replaced.
+    pub(super) fn with(&self, index: usize, entry: Entry) -> Self {
+        let mut entries = self.entries.clone();
+        entries[index] = entry;
+        Self {
+            number: self.number + 1,
+            config: Arc::clone(&self.config),
+            entries,
+            table: Arc::clone(&self.table),
+        }
+    }
+
+    /// The entry of a slot.
+    #[must_use]
+    pub fn entry(&self, slot: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| &*entry.slot.name == slot)
+    }
+
+    /// Whether any slot takes new clients.
+    #[must_use]
+    pub fn any_usable(&self) -> bool {
+        self.entries.iter().any(|entry| entry.skip.is_none())
+    }
+}
+
+impl Entry {
+    fn empty(name: Arc<str>) -> Self {
+        let slot = Slot {
+            name,
+            weight: NonZeroU32::MIN,
+            stats: Arc::default(),
+        };
+        Self {
+            slot: Arc::new(slot),
+            backend: None,
+            skip: Some(Skip::Starting),
+            supervised: true,
+        }
+    }
+
+    /// The same slot with another backend in it, judged anew.
+    pub(super) fn filled(&self, backend: Backend, ready_by: ReadyBy) -> Self {
+        let mut backend = backend;
+        let skip = judge(&mut backend, self.supervised, ready_by);
+        Self {
+            backend: Some(Arc::new(backend)),
+            skip,
+            ..self.clone()
+        }
+    }
+
+    /// The same slot with nothing in it.
+    pub(super) fn vacated(&self, why: Skip) -> Self {
+        Self {
+            backend: None,
+            skip: Some(why),
+            ..self.clone()
+        }
+    }
+
+    /// A slot that is down but known to come back soon, so that its clients may be held for it.
+    #[must_use]
+    pub fn is_coming_back(&self) -> bool {
+        let soon = matches!(
+            self.skip,
+            Some(
+                Skip::Starting
+                    | Skip::Restarting
+                    | Skip::Stopping
+                    | Skip::Unresponsive
+                    | Skip::ConnectFailed
+            )
+        );
+        self.supervised && soon
+    }
+}
+
+fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>) -> Entry {
+    let stats = kept.map_or_else(Arc::<SlotStats>::default, |entry| {
+        Arc::clone(&entry.slot.stats)
+    });
+    let slot = Slot {
+        name: Arc::clone(&config.name),
+        weight: config.weight,
+        stats,
+    };
+    let same = kept.filter(|entry| {
+        entry
+            .backend
+            .as_ref()
+            .is_some_and(|b| b.address == config.address)
+    });
+    let (backend, skip) = match same {
+        Some(entry) => (entry.backend.clone(), entry.skip),
+        None => {
+            let backend = Backend {
+                address: config.address.clone(),
+                generation: 0,
+                pid: None,
+                said_ready: false,
+                was_ready: true,
+                health: Health::Unknown,
+                leaving: None,
+            };
+            (Some(Arc::new(backend)), None)
+        }
+    };
+    Entry {
+        slot: Arc::new(slot),
+        backend,
+        skip,
+        supervised: false,
+    }
+}
+
+/// Why a backend gets no new clients, if it gets none. A static one is taken to be well until
+/// checks say otherwise, a worker to be not ready until it has shown that it is.
+fn judge(backend: &mut Backend, supervised: bool, ready_by: ReadyBy) -> Option<Skip> {
+    if backend.leaving.is_some() {
+        return backend.leaving;
+    }
+    if supervised && !backend.was_ready {
+        let checked = backend.health == Health::Healthy;
+        backend.was_ready = match ready_by {
+            ReadyBy::Auto => backend.said_ready || checked,
+            ReadyBy::Notify => backend.said_ready,
+            ReadyBy::Check => checked,
+        };
+        if !backend.was_ready {
+            return Some(Skip::Starting);
+        }
+    }
+    match backend.health {
+        Health::Unhealthy { answers: true, .. } => Some(Skip::Unhealthy),
+        Health::Unhealthy { answers: false, .. } => Some(Skip::Unresponsive),
+        Health::Unknown | Health::Healthy => None,
+    }
+}
