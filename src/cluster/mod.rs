@@ -6,6 +6,7 @@
 
 mod controller;
 mod event;
+mod route;
 mod slot;
 mod snapshot;
 
@@ -19,6 +20,7 @@ use tokio::{
 
 pub use controller::Controller;
 pub use event::{Event, Health};
+pub use route::Route;
 pub use slot::{Backend, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
 

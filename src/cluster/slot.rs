@@ -25,6 +25,8 @@ pub struct Slot {
 pub struct SlotStats {
     /// Connections open now.
     pub active: AtomicU64,
+    /// Clients that are held for it now.
+    pub held: AtomicU64,
     /// Connections ever relayed to it.
     pub total: AtomicU64,
     /// Failed attempts to connect to it.

@@ -134,20 +134,19 @@ impl Entry {
         }
     }
 
-    /// A slot that is down but known to come back soon, so that its clients may be held for it.
+    /// Whether a slot that is passed over for this reason is known to come back soon, so that
+    /// its clients may be held for it: only a supervised one is.
     #[must_use]
-    pub fn is_coming_back(&self) -> bool {
-        let soon = matches!(
-            self.skip,
-            Some(
+    pub const fn is_coming_back(&self, why: Skip) -> bool {
+        self.supervised
+            && match why {
                 Skip::Starting
-                    | Skip::Restarting
-                    | Skip::Stopping
-                    | Skip::Unresponsive
-                    | Skip::ConnectFailed
-            )
-        );
-        self.supervised && soon
+                | Skip::Restarting
+                | Skip::Stopping
+                | Skip::Unresponsive
+                | Skip::ConnectFailed => true,
+                Skip::CrashLoop | Skip::Unhealthy => false,
+            }
     }
 }
 

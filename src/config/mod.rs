@@ -3,6 +3,8 @@
 //! `file` is what the user typed, `resolve` finds all its faults at once, and this is the
 //! result. Nothing here is an `Option` that must be `Some`.
 
+mod network;
+
 use std::{
     collections::BTreeMap,
     fmt,

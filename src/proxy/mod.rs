@@ -1,1 +1,23 @@
-//! proxy
+//! The data plane: the life of a connection, in the order it is lived.
+//!
+//! [`plane`] has the threads; [`bind`] the sockets; [`listener`] accepts; [`admit`] counts;
+//! [`connection`] reads from the top to the bottom what happens next: [`identify`] the client,
+//! [`connect`] to its slot, [`relay`], [`record`]. It uses `cluster` and `affinity`, and never
+//! waits for the control plane but where a client is held for its slot, with a deadline.
+
+mod admit;
+mod bind;
+mod connect;
+mod connection;
+mod identify;
+mod listener;
+mod plane;
+pub mod proxy_protocol;
+mod record;
+mod registry;
+mod relay;
+
+pub use bind::{BindError, BoundGroup};
+pub use listener::{Door, Listener, Settings};
+pub use plane::{Cut, DataPlane};
+pub use record::CloseReason;

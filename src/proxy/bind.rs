@@ -1,0 +1,139 @@
+//! Listening sockets: for each address a group of one socket per data-plane thread.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::config::Bind;
+
+/// Connections that may wait to be accepted, per socket; the kernel cuts it to `somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// A silent peer is asked for a sign of life after this long …
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+/// … this often …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// … and this many times, before it counts as gone.
+const KEEPALIVE_RETRIES: u32 = 4;
+
+/// An address could not be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {bind}: {}", explain(.source, .bind))]
+pub struct BindError {
+    bind: SocketAddr,
+    source: io::Error,
+}
+
+/// The sockets of one address.
+#[derive(Debug)]
+pub struct BoundGroup {
+    address: SocketAddr,
+    sockets: Vec<TcpListener>,
+}
+
+impl BoundGroup {
+    /// Binds and listens on one address with as many sockets as there are threads.
+    ///
+    /// # Errors
+    ///
+    /// When the address is taken (also by another homescar), not ours, or not permitted.
+    pub fn bind(bind: Bind, threads: NonZeroUsize) -> Result<Self, BindError> {
+        let group = match group(bind.addr, bind.dual_stack, threads) {
+            // A host without IPv6.
+            Err(error) if bind.dual_stack && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                group(
+                    (Ipv4Addr::UNSPECIFIED, bind.addr.port()).into(),
+                    false,
+                    threads,
+                )
+            }
+            bound => bound,
+        };
+        group.map_err(|source| BindError {
+            bind: bind.addr,
+            source,
+        })
+    }
+
+    /// The real address, also where port 0 was asked for.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn into_sockets(self) -> Vec<TcpListener> {
+        self.sockets
+    }
+}
+
+/// The options of every connection: small writes go out at once, and a peer that has vanished is
+/// found out. Accepted sockets inherit them from their listening socket.
+pub(super) fn set_options(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+fn group(addr: SocketAddr, dual_stack: bool, threads: NonZeroUsize) -> io::Result<BoundGroup> {
+    // The first socket is bound alone and joins the group afterwards: sockets that are bound with
+    // SO_REUSEPORT would silently share the address with another homescar of the same user.
+    let first = socket(addr, dual_stack)?;
+    first.bind(&addr.into())?;
+    first.set_reuse_port(true)?;
+    let address = first
+        .local_addr()?
+        .as_socket()
+        .ok_or(io::ErrorKind::InvalidData)?;
+    let mut sockets = vec![first];
+    for _ in 1..threads.get() {
+        let next = socket(addr, dual_stack)?;
+        next.set_reuse_port(true)?;
+        next.bind(&address.into())?;
+        sockets.push(next);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(BoundGroup {
+        address,
+        sockets: sockets.into_iter().map(Into::into).collect(),
+    })
+}
+
+fn socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!dual_stack)?;
+    }
+    set_options(SockRef::from(&socket))?;
+    Ok(socket)
+}
+
+/// Says what to do about it.
+fn explain(error: &io::Error, addr: &SocketAddr) -> String {
+    match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => format!(
+            "another process listens there (`ss -ltnp 'sport = :{}'` shows which)",
+            addr.port()
+        ),
+        Some(libc::EACCES) => format!(
+            "permission denied: port {} is below net.ipv4.ip_unprivileged_port_start; run as \
+             root, give the binary `setcap cap_net_bind_service=+ep`, or choose a higher port",
+            addr.port()
+        ),
+        Some(libc::EADDRNOTAVAIL) => {
+            "no interface of this machine has that address (`ip address` shows them)".into()
+        }
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,200 @@
+//! The life of one connection: admit → identify → connect → relay → record.
+
+use std::{
+    net::SocketAddr,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::net::TcpStream;
+
+use super::{
+    admit::Permit,
+    connect::{Search, Upstream},
+    identify::{self, Introduced},
+    listener::{Listener, Settings},
+    proxy_protocol,
+    record::{CloseReason, ConnectionRecord},
+    registry::Ticket,
+    relay::{End, Preface, Side, relay},
+};
+use crate::config::ProxyVersion;
+
+/// Serves a client from accept to record. Whatever ends it, also its own cancellation, the record
+/// is written once and both streams are closed.
+pub(super) async fn serve(
+    listener: Arc<Listener>,
+    client: TcpStream,
+    peer: SocketAddr,
+    global: Option<Permit>,
+    ticket: Ticket,
+) {
+    let mut record = ConnectionRecord::new(Arc::clone(listener.name()), peer);
+    let mut client = Open::new(client);
+    let settings = listener.settings();
+    let result = match global {
+        Some(_) => admitted(&listener, &settings, &mut client, &mut record, &ticket).await,
+        None => Err(CloseReason::LimitGlobal),
+    };
+    record.reason = result.unwrap_or_else(|refused| refused);
+}
+
+/// `Ok` when the connection was carried, `Err` when it was refused.
+async fn admitted(
+    listener: &Arc<Listener>,
+    settings: &Settings,
+    client: &mut Open<TcpStream>,
+    record: &mut ConnectionRecord,
+    ticket: &Ticket,
+) -> Result<CloseReason, CloseReason> {
+    let config = &settings.config;
+    let limit = config.limits.connections.unwrap_or(u64::MAX);
+    let _permit = listener
+        .open
+        .enter(limit)
+        .ok_or(CloseReason::LimitListener)?;
+
+    let mut early = Early::default();
+    if config.accept_proxy {
+        let peer = record.client();
+        let header = Box::pin(identify::introduction(client, peer, config));
+        let Introduced {
+            source,
+            destination,
+            early: bytes,
+        } = header.await?;
+        record.client = source;
+        early = Early { bytes, destination };
+    }
+
+    let affinity = settings.cluster.load().config.affinity;
+    let _client_permit = match config.limits.per_client {
+        None => None,
+        Some(limit) => {
+            let address = identify::masked(record.client().ip(), affinity);
+            let permit = listener.clients.enter(address, limit);
+            Some(permit.ok_or(CloseReason::LimitClient)?)
+        }
+    };
+
+    let key = identify::key(record.client(), affinity);
+    let mut search = Search::new(&settings.cluster, key);
+    loop {
+        let (upstream, send_proxy) = search.connect(record).await?;
+        let home = record.home.as_ref().map(|home| Arc::clone(home.slot()));
+        if let Some(slot) = &home {
+            ticket.goes_to(&slot.stats);
+        }
+        let preface = early.preface(send_proxy, client, record);
+        let idle = config.timeouts.idle;
+        let end = match upstream {
+            Upstream::Tcp(stream) => carry(client, stream, preface, record, idle).await,
+            Upstream::Unix(stream) => carry(client, stream, preface, record, idle).await,
+        };
+        match home {
+            // The worker ended with this connection still in its queue: the client knows nothing.
+            Some(slot) if end.reason == CloseReason::BackendReset && end.untouched => {
+                record.home = None;
+                search.note_failure(Arc::clone(&slot.name))?;
+            }
+            _ => {
+                client.is_orderly = end.reason != CloseReason::BackendReset;
+                return Ok(end.reason);
+            }
+        }
+    }
+}
+
+async fn carry(
+    client: &mut Open<TcpStream>,
+    upstream: impl Side,
+    preface: Preface,
+    record: &mut ConnectionRecord,
+    idle: Option<Duration>,
+) -> End {
+    let mut upstream = Open::new(upstream);
+    let end = relay(
+        &mut **client,
+        &mut *upstream,
+        preface,
+        &mut record.traffic,
+        idle,
+    )
+    .await;
+    upstream.is_orderly = end.reason != CloseReason::ClientReset;
+    end
+}
+
+/// What came along with a PROXY header.
+#[derive(Debug, Default)]
+struct Early {
+    /// The client's first bytes.
+    bytes: Vec<u8>,
+    /// Where the client connected to.
+    destination: Option<SocketAddr>,
+}
+
+impl Early {
+    /// What goes to the backend first.
+    fn preface(
+        &self,
+        send_proxy: Option<ProxyVersion>,
+        client: &TcpStream,
+        record: &ConnectionRecord,
+    ) -> Preface {
+        let mut bytes = Vec::new();
+        if let Some(version) = send_proxy {
+            let source = record.client();
+            let here = || client.local_addr().ok();
+            if let Some(destination) = self.destination.or_else(here) {
+                match version {
+                    ProxyVersion::V1 => proxy_protocol::write_v1(&mut bytes, source, destination),
+                    ProxyVersion::V2 => proxy_protocol::write_v2(&mut bytes, source, destination),
+                }
+            }
+        }
+        let ours = bytes.len();
+        bytes.extend_from_slice(&self.bytes);
+        Preface { bytes, ours }
+    }
+}
+
+/// A stream that is reset when it is dropped, unless its end was found to be orderly: nobody shall
+/// take a stream that was cut for one that is complete.
+#[derive(Debug)]
+struct Open<S: Side> {
+    stream: S,
+    is_orderly: bool,
+}
+
+impl<S: Side> Open<S> {
+    const fn new(stream: S) -> Self {
+        Self {
+            stream,
+            is_orderly: false,
+        }
+    }
+}
+
+impl<S: Side> Deref for Open<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.stream
+    }
+}
+
+impl<S: Side> DerefMut for Open<S> {
+    fn deref_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+}
+
+impl<S: Side> Drop for Open<S> {
+    fn drop(&mut self) {
+        if !self.is_orderly {
+            self.stream.reset_on_close();
+        }
+    }
+}

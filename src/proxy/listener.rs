@@ -1,0 +1,214 @@
+//! A front door: its settings, its counts, its addresses, and the loop that accepts.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
+use tokio::{net::TcpListener, net::TcpStream, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{
+    admit::{Clients, Gauge},
+    connection,
+    plane::Admission,
+    registry,
+};
+use crate::{cluster::Cluster, config};
+
+/// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A front door: what its connections share. The addresses that lead to it are [`Door`]s.
+#[derive(Debug)]
+pub struct Listener {
+    name: Arc<str>,
+    settings: ArcSwap<Settings>,
+    pub(super) open: Arc<Gauge>,
+    pub(super) clients: Arc<Clients>,
+}
+
+/// What a new connection is treated by. A connection keeps those it began with.
+#[derive(Debug)]
+pub struct Settings {
+    /// As configured.
+    pub config: config::Listener,
+    /// The cluster behind it.
+    pub cluster: Cluster,
+}
+
+/// One address of a listener, with its sockets. A reload may give it to another listener without
+/// closing it.
+#[derive(Debug)]
+pub struct Door {
+    address: SocketAddr,
+    listener: ArcSwap<Listener>,
+    closing: CancellationToken,
+    accepting: TaskTracker,
+}
+
+impl Listener {
+    /// A listener without an address.
+    #[must_use]
+    pub fn new(settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            name: Arc::clone(&settings.config.name),
+            settings: ArcSwap::from_pointee(settings),
+            open: Arc::default(),
+            clients: Arc::new(Clients::new()),
+        })
+    }
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Changes what new connections are treated by.
+    pub fn configure(&self, settings: Settings) {
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// Waits until none of its connections is open.
+    pub async fn wait_until_idle(&self) {
+        self.open.wait_until_none().await;
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+}
+
+impl Door {
+    pub(super) fn new(address: SocketAddr, listener: Arc<Listener>) -> Arc<Self> {
+        Arc::new(Self {
+            address,
+            listener: ArcSwap::new(listener),
+            closing: CancellationToken::new(),
+            accepting: TaskTracker::new(),
+        })
+    }
+
+    /// The real address, also where port 0 was asked for.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Leads to this listener from now on.
+    pub fn lead_to(&self, listener: Arc<Listener>) {
+        self.listener.store(listener);
+    }
+
+    /// Stops accepting: who waits to be accepted is still served, then the sockets are closed.
+    pub async fn close(&self) {
+        self.closing.cancel();
+        self.accepting.close();
+        self.accepting.wait().await;
+    }
+
+    pub(super) const fn accepting(&self) -> &TaskTracker {
+        &self.accepting
+    }
+}
+
+/// Accepts on one socket until its door closes.
+pub(super) async fn accept(door: Arc<Door>, socket: StdListener, admission: Arc<Admission>) {
+    let address = door.address;
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return warn!(%address, %error, "cannot accept"),
+    };
+    let mut closing = pin!(door.closing.cancelled());
+    let mut troubles = Troubles::default();
+    loop {
+        tokio::select! {
+            accepted = socket.accept() => match accepted {
+                Ok(accepted) => {
+                    troubles.over(address);
+                    start(&door, &admission, accepted);
+                }
+                Err(error) if concerns_one_connection(&error) => {}
+                Err(error) => {
+                    let pause = troubles.next(address, &error);
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = &mut closing => return,
+                    }
+                }
+            },
+            () = &mut closing => break,
+        }
+    }
+    while let Some(Ok(accepted)) = socket.accept().now_or_never() {
+        start(&door, &admission, accepted);
+    }
+}
+
+fn start(door: &Door, admission: &Admission, (stream, peer): (TcpStream, SocketAddr)) {
+    let global = admission.enter();
+    let listener = door.listener.load_full();
+    registry::spawn(Arc::clone(&listener.name), |ticket| {
+        connection::serve(listener, stream, peer, global, ticket)
+    });
+}
+
+/// Errors that accept(2) passes on from the connection that it was about to return; the next
+/// one may be well.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET
+                | libc::EOPNOTSUPP
+        )
+    )
+}
+
+/// The system refuses to accept (no descriptors, no memory): one line when it begins, one when
+/// it is over, and pauses between that do not spin.
+#[derive(Debug, Default)]
+struct Troubles {
+    refused: u32,
+}
+
+impl Troubles {
+    fn next(&mut self, address: SocketAddr, error: &io::Error) -> Duration {
+        if self.refused == 0 {
+            warn!(
+                %address,
+                "cannot accept: {error}; clients wait in the queue, trying again (raise `ulimit \
+                 -n` or lower limits.connections if descriptors ran out)"
+            );
+        }
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << self.refused.min(16))
+            .min(LONGEST_PAUSE);
+        self.refused = self.refused.saturating_add(1);
+        pause
+    }
+
+    fn over(&mut self, address: SocketAddr) {
+        if self.refused > 0 {
+            info!(%address, "accepting again after {} refusals", self.refused);
+            self.refused = 0;
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The threads of the data plane: one current-thread runtime each, nothing shared but what a
+//! connection loads once.
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+};
+
+use tokio::runtime::{Builder, Handle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    admit::{Gauge, Permit},
+    bind::BoundGroup,
+    listener::{Door, Listener, accept},
+    registry,
+};
+use crate::cluster::SlotStats;
+
+/// The threads that carry connections.
+#[derive(Debug)]
+pub struct DataPlane {
+    threads: Vec<Thread>,
+    stop: CancellationToken,
+    admission: Arc<Admission>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    runtime: Handle,
+    thread: JoinHandle<()>,
+}
+
+/// The limit over all listeners.
+#[derive(Debug)]
+pub(super) struct Admission {
+    open: Arc<Gauge>,
+    limit: AtomicU64,
+}
+
+/// Which connections to cut.
+#[derive(Clone, Debug)]
+pub enum Cut {
+    /// All.
+    All,
+    /// Those that came in by a listener.
+    Listener(Arc<str>),
+    /// Those that go to a slot, by its counters: they are its own for life, where names come
+    /// again in other clusters.
+    Slot(Arc<SlotStats>),
+}
+
+impl DataPlane {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// When a thread or its runtime cannot be made.
+    pub fn start(threads: NonZeroUsize, max_connections: u64) -> io::Result<Self> {
+        let stop = CancellationToken::new();
+        let threads = (0..threads.get())
+            .map(|index| Thread::start(index, stop.clone()))
+            .collect::<io::Result<_>>()?;
+        let admission = Admission {
+            open: Arc::default(),
+            limit: AtomicU64::new(max_connections),
+        };
+        Ok(Self {
+            threads,
+            stop,
+            admission: Arc::new(admission),
+        })
+    }
+
+    /// How many threads there are.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Changes the limit over all listeners.
+    pub fn set_max_connections(&self, limit: u64) {
+        self.admission.limit.store(limit, Relaxed);
+    }
+
+    /// Connections open now.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.admission.open.open()
+    }
+
+    /// Begins to accept: each thread gets one socket of the group.
+    #[must_use]
+    pub fn listen(&self, listener: Arc<Listener>, group: BoundGroup) -> Arc<Door> {
+        let door = Door::new(group.address(), listener);
+        for (thread, socket) in self.threads.iter().zip(group.into_sockets()) {
+            let accept = accept(Arc::clone(&door), socket, Arc::clone(&self.admission));
+            door.accepting().spawn_on(accept, &thread.runtime);
+        }
+        door
+    }
+
+    /// Cuts connections, and waits until each thread has done so.
+    pub async fn cut(&self, which: Cut) {
+        let cuts = TaskTracker::new();
+        for thread in &self.threads {
+            let which = which.clone();
+            cuts.spawn_on(async move { registry::cut(&which) }, &thread.runtime);
+        }
+        cuts.close();
+        cuts.wait().await;
+    }
+
+    /// Waits until no connection is open.
+    pub async fn wait_until_idle(&self) {
+        self.admission.open.wait_until_none().await;
+    }
+}
+
+/// Ends the threads, cutting what is still open.
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has been reported by its panic.
+            let _panicked = thread.thread.join();
+        }
+    }
+}
+
+impl Thread {
+    fn start(index: usize, stop: CancellationToken) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("data-{index}"))
+            .spawn(move || runtime.block_on(stop.cancelled()))?;
+        Ok(Self {
+            runtime: handle,
+            thread,
+        })
+    }
+}
+
+impl Admission {
+    pub(super) fn enter(&self) -> Option<Permit> {
+        self.open.enter(self.limit.load(Relaxed))
+    }
+}

@@ -1,0 +1,348 @@
+//! Carries bytes both ways until both sides are done.
+//!
+//! - A side is read only when it is readable, into one scratch buffer per thread: a connection on
+//!   which nothing happens holds no buffer.
+//! - What the other side does not take at once is kept, and nothing more is read before it is
+//!   taken: backpressure, with at most one scratch buffer's worth per direction.
+//! - The end of one side's stream becomes the end of the other's (half-close); data still flows
+//!   the other way. A reset of one side becomes a reset of the other.
+//! - The fast path reads no clock: the idle timer compares byte counts when it fires.
+
+use std::{
+    cell::RefCell,
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+    time::{Instant, Sleep, sleep},
+};
+
+use super::record::{CloseReason, Traffic};
+
+/// One read takes at most this much; also the most that is kept per direction for a slow reader.
+const SCRATCH: usize = 64 * 1024;
+
+/// Reads in a row before other connections of the thread get their turn.
+const READS_PER_TURN: usize = 16;
+
+/// How often the source of a direction that is blocked is looked at for a reset.
+const BLOCKED_CHECK: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+}
+
+/// One side of a relayed connection.
+pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// Makes the coming close a reset instead of an orderly end, where the protocol has one.
+    fn reset_on_close(&self);
+
+    /// Whether the peer has reset the connection, without reading from it.
+    fn was_reset(&self) -> bool;
+}
+
+impl Side for TcpStream {
+    fn reset_on_close(&self) {
+        // It fails only when there is no connection to reset any more.
+        let _gone = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn was_reset(&self) -> bool {
+        !matches!(self.take_error(), Ok(None))
+    }
+}
+
+impl Side for UnixStream {
+    fn reset_on_close(&self) {}
+
+    fn was_reset(&self) -> bool {
+        !matches!(self.take_error(), Ok(None))
+    }
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    /// Why, and by whom.
+    pub(super) reason: CloseReason,
+    /// Not one byte of the client's went to the backend, nor of the backend's to the client: the
+    /// client can be taken to another backend without noticing.
+    pub(super) untouched: bool,
+}
+
+/// What goes to the backend before anything that the client sends from now on.
+#[derive(Debug, Default)]
+pub(super) struct Preface {
+    /// The bytes.
+    pub(super) bytes: Vec<u8>,
+    /// How many of them, from the front, are ours (a PROXY header) and not the client's.
+    pub(super) ours: usize,
+}
+
+/// Relays between a client (`down`) and a backend (`up`) until the connection is over, counting
+/// bytes into `traffic` as they are taken. When the end is a reset, the caller passes it on.
+///
+/// `idle` ends a connection on which no byte moved for that long, at most a quarter later.
+pub(super) async fn relay<D: Side, U: Side>(
+    down: &mut D,
+    up: &mut U,
+    preface: Preface,
+    traffic: &mut Traffic,
+    idle: Option<Duration>,
+) -> End {
+    let nothing_early = preface.bytes.len() == preface.ours;
+    let mut to_up = Flow {
+        pending: Pending::new(preface),
+        ..Flow::default()
+    };
+    let mut to_down = Flow::default();
+    let mut first_to_end = None;
+    let mut watch = Watch::new(idle, *traffic);
+    let timer = sleep(watch.armed_for);
+    tokio::pin!(timer);
+
+    let reason = poll_fn(|cx| {
+        // Downwards first: what the backend said before it was reset still reaches the client.
+        let downwards = to_down.poll(cx, up, down, &mut traffic.down, to_up.done);
+        let upwards = to_up.poll(cx, down, up, &mut traffic.up, to_down.done);
+        if first_to_end.is_none() {
+            first_to_end = to_down
+                .source_ended
+                .then_some(CloseReason::BackendClosed)
+                .or_else(|| to_up.source_ended.then_some(CloseReason::ClientClosed));
+        }
+        match (upwards, downwards) {
+            (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
+                return Poll::Ready(CloseReason::ClientReset);
+            }
+            (Poll::Ready(Err(Fault::Sink)), _) | (_, Poll::Ready(Err(Fault::Source))) => {
+                // The backend may have said why before it went.
+                let _last_words = to_down.poll(cx, up, down, &mut traffic.down, false);
+                return Poll::Ready(CloseReason::BackendReset);
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
+                return Poll::Ready(first_to_end.unwrap_or(CloseReason::ClientClosed));
+            }
+            (Poll::Pending, _) | (_, Poll::Pending) => {}
+        }
+        let blocked = to_up.is_blocked() || to_down.is_blocked();
+        watch.mind_blocked(timer.as_mut(), blocked);
+        while timer.as_mut().poll(cx).is_ready() {
+            if to_up.is_blocked() && down.was_reset() {
+                return Poll::Ready(CloseReason::ClientReset);
+            }
+            if to_down.is_blocked() && up.was_reset() {
+                return Poll::Ready(CloseReason::BackendReset);
+            }
+            if watch.tick(timer.as_mut(), *traffic, blocked) {
+                return Poll::Ready(CloseReason::IdleTimeout);
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+
+    let untouched = nothing_early && !to_up.is_blocked() && traffic.up == 0 && traffic.down == 0;
+    End { reason, untouched }
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Flow {
+    /// Read, but not taken by the other side yet.
+    pending: Option<Box<Pending>>,
+    /// The source has ended its stream.
+    source_ended: bool,
+    /// … and the other side has been told.
+    done: bool,
+}
+
+/// Why a direction cannot go on.
+enum Fault {
+    /// Reading from the source failed.
+    Source,
+    /// Writing to the other side failed.
+    Sink,
+}
+
+impl Flow {
+    /// Moves what can be moved. `last` says that the other direction is done: then the streams
+    /// are closed right after this one, and need no half-close before.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut (impl Side + ?Sized),
+        sink: &mut (impl Side + ?Sized),
+        count: &mut u64,
+        last: bool,
+    ) -> Poll<Result<(), Fault>> {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..READS_PER_TURN {
+            if let Some(pending) = &mut self.pending {
+                if ready!(pending.poll_send(cx, sink, count))? {
+                    self.pending = None;
+                }
+                continue;
+            }
+            if self.source_ended {
+                if !last {
+                    // Fails when the sink has gone already; its reader will say so.
+                    let _gone = ready!(Pin::new(&mut *sink).poll_shutdown(cx));
+                }
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_forward(cx, source, sink, count))?;
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One read, and as much writing of it as is possible at once.
+    fn poll_forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut (impl Side + ?Sized),
+        sink: &mut (impl Side + ?Sized),
+        count: &mut u64,
+    ) -> Poll<Result<(), Fault>> {
+        READ.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(source).poll_read(cx, &mut read)).map_err(|_| Fault::Source)?;
+            let bytes = read.filled();
+            if bytes.is_empty() {
+                self.source_ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            let taken = match Pin::new(sink).poll_write(cx, bytes) {
+                Poll::Ready(Ok(taken)) => taken,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Sink)),
+                Poll::Pending => 0,
+            };
+            *count += taken as u64;
+            if taken < bytes.len() {
+                let rest = Pending {
+                    bytes: bytes[taken..].into(),
+                    sent: 0,
+                    ours: 0,
+                };
+                self.pending = Some(Box::new(rest));
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    const fn is_blocked(&self) -> bool {
+        self.pending.is_some()
+    }
+}
+
+/// Bytes that wait for the other side to take them.
+#[derive(Debug)]
+struct Pending {
+    bytes: Box<[u8]>,
+    sent: usize,
+    ours: usize,
+}
+
+impl Pending {
+    fn new(preface: Preface) -> Option<Box<Self>> {
+        let Preface { bytes, ours } = preface;
+        (!bytes.is_empty()).then(|| {
+            Box::new(Self {
+                bytes: bytes.into(),
+                sent: 0,
+                ours,
+            })
+        })
+    }
+
+    /// Sends some; true when all is sent.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut (impl Side + ?Sized),
+        count: &mut u64,
+    ) -> Poll<Result<bool, Fault>> {
+        let taken = ready!(Pin::new(sink).poll_write(cx, &self.bytes[self.sent..]));
+        let taken = taken.ok().filter(|taken| *taken > 0).ok_or(Fault::Sink)?;
+        let ours = self.ours.saturating_sub(self.sent).min(taken);
+        *count += (taken - ours) as u64;
+        self.sent += taken;
+        Poll::Ready(Ok(self.sent == self.bytes.len()))
+    }
+}
+
+/// Notices that nothing moves, without reading a clock while something does.
+#[derive(Debug)]
+struct Watch {
+    idle: Option<Duration>,
+    /// What the timer is set to.
+    armed_for: Duration,
+    /// How long nothing has moved, as of the last tick.
+    quiet: Duration,
+    seen: Traffic,
+    /// The timer is set to look after a blocked direction.
+    minds_blocked: bool,
+}
+
+impl Watch {
+    fn new(idle: Option<Duration>, seen: Traffic) -> Self {
+        let mut new = Self {
+            idle,
+            armed_for: Duration::ZERO,
+            quiet: Duration::ZERO,
+            seen,
+            minds_blocked: false,
+        };
+        new.armed_for = new.relaxed();
+        new
+    }
+
+    /// Between ticks while no direction is blocked.
+    fn relaxed(&self) -> Duration {
+        self.idle.map_or(NEVER, |idle| idle / 4)
+    }
+
+    /// Sets the timer sooner once a direction is blocked: its source is not read from, so that
+    /// its reset would go unnoticed.
+    fn mind_blocked(&mut self, timer: Pin<&mut Sleep>, blocked: bool) {
+        if blocked && !self.minds_blocked {
+            self.minds_blocked = true;
+            self.arm(timer);
+        }
+    }
+
+    /// The timer has fired: counts the time, and sets it anew. True when the connection is idle.
+    fn tick(&mut self, timer: Pin<&mut Sleep>, now: Traffic, blocked: bool) -> bool {
+        if now == self.seen {
+            self.quiet += self.armed_for;
+        } else {
+            self.seen = now;
+            self.quiet = Duration::ZERO;
+        }
+        self.minds_blocked = blocked;
+        self.arm(timer);
+        self.idle.is_some_and(|idle| self.quiet >= idle)
+    }
+
+    fn arm(&mut self, timer: Pin<&mut Sleep>) {
+        let relaxed = self.relaxed();
+        self.armed_for = if self.minds_blocked {
+            relaxed.min(BLOCKED_CHECK)
+        } else {
+            relaxed
+        };
+        timer.reset(Instant::now() + self.armed_for);
+    }
+}
+
+/// Longer than a connection lives.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
