@@ -5,8 +5,18 @@
 /// theoretical limit of a permutation of 32 bits. Two rounds (`lowbias32`, 0.17) would be a
 /// third cheaper, but keys here are often consecutive addresses, and the second and third
 /// choices of a key must be as even as the first.
-pub(super) const fn mix32(mut x: u32) -> u32 {
-    x ^= x >> 17;
+pub(super) const fn mix32(x: u32) -> u32 {
+    mix32_rest(mix32_first(x))
+}
+
+/// The first step of [`mix32`]. It is linear, `first(a ^ b) = first(a) ^ first(b)`, so of many
+/// mixes of one key with fixed seeds it can be done once for the key and beforehand for the seeds.
+pub(super) const fn mix32_first(x: u32) -> u32 {
+    x ^ x >> 17
+}
+
+/// The steps of [`mix32`] after the first.
+pub(super) const fn mix32_rest(mut x: u32) -> u32 {
     x = x.wrapping_mul(0xed5a_d4bb);
     x ^= x >> 11;
     x = x.wrapping_mul(0xac4c_1b51);
@@ -16,28 +26,28 @@ pub(super) const fn mix32(mut x: u32) -> u32 {
     x
 }
 
-/// The inverse of [`mix32`]: it leads from a score back to the seed that gave it.
-pub(super) const fn unmix32(mut x: u32) -> u32 {
+/// The inverse of [`mix32_rest`]: it leads from a score back to the seed that gave it.
+pub(super) const fn unmix32_rest(mut x: u32) -> u32 {
     x ^= x >> 14 ^ x >> 28;
     x = x.wrapping_mul(0x32b2_1703);
     x ^= x >> 15 ^ x >> 30;
     x = x.wrapping_mul(0x469e_0db1);
     x ^= x >> 11 ^ x >> 22;
-    x = x.wrapping_mul(0x79a8_5073);
-    x ^= x >> 17;
-    x
+    x.wrapping_mul(0x79a8_5073)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{mix32, unmix32};
+    use super::{mix32, mix32_first, mix32_rest, unmix32_rest};
 
     #[test]
     fn unmix_undoes_mix() {
         let samples = (0..=u32::MAX).step_by(65_521).chain([1, 2, u32::MAX]);
         for x in samples {
-            assert_eq!(unmix32(mix32(x)), x);
-            assert_eq!(mix32(unmix32(x)), x);
+            assert_eq!(unmix32_rest(mix32_rest(x)), x);
+            assert_eq!(mix32_rest(unmix32_rest(x)), x);
+            let (a, b) = (x.reverse_bits(), x.wrapping_mul(3));
+            assert_eq!(mix32(a ^ b), mix32_rest(mix32_first(a) ^ mix32_first(b)));
         }
     }
 

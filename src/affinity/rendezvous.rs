@@ -4,7 +4,7 @@ use std::{iter::FusedIterator, num::NonZeroU32};
 
 use super::{
     AffinityKey,
-    mix::{mix32, unmix32},
+    mix::{mix32_first, mix32_rest, unmix32_rest},
     seeds::{self, MAX_WEIGHT},
 };
 
@@ -17,7 +17,8 @@ const LANES: usize = 8;
 /// seed (the sum of all weights) and 4 for each slot.
 #[derive(Clone, Debug)]
 pub struct Table {
-    /// The seeds of slot 0, of slot 1 …; the last block is filled up with its own last seed.
+    /// The seeds of slot 0, of slot 1 …, each with the first step of the mix already done; the
+    /// last block is filled up with its own last seed.
     blocks: Vec<[u32; LANES]>,
     /// Where the seeds of each slot end. Empty when every slot has one seed.
     ends: Vec<u32>,
@@ -60,7 +61,7 @@ impl Table {
         if self.slots == 0 {
             return None;
         }
-        let (position, _) = self.best_seed(key.bits(), 0);
+        let (position, _) = self.best_seed(mix32_first(key.bits()), 0);
         Some(self.slot_of(position))
     }
 
@@ -77,23 +78,27 @@ impl Table {
     }
 
     /// The position and the score of the best seed below the score `last`; 0 stands for no
-    /// bound. There must be one.
+    /// bound. There must be one. `key` has the first step of the mix behind it.
     ///
     /// Subtracting `last` turns the circle of scores so that those below it come out on top, in
     /// their own order; so one loop without branches serves first and later choices. It finds
-    /// only the score, which leads back to its seed.
+    /// only the score, which leads back to its seed. Half a turn more makes the comparison a
+    /// signed one, the only one that baseline x86-64 has for vectors.
     fn best_seed(&self, key: u32, last: u32) -> (usize, u32) {
-        let mut best = [0; LANES];
+        let turn = last ^ 1 << 31;
+        let mut best = [i32::MIN; LANES];
         for block in &self.blocks {
             for (best, seed) in best.iter_mut().zip(block) {
-                *best = (*best).max(mix32(key ^ seed).wrapping_sub(last));
+                let score = mix32_rest(key ^ seed);
+                *best = (*best).max(score.wrapping_sub(turn).cast_signed());
             }
         }
-        let score = best.into_iter().fold(0, u32::max).wrapping_add(last);
-        (self.position(unmix32(score) ^ key), score)
+        let best = best.into_iter().fold(i32::MIN, i32::max);
+        let score = best.cast_unsigned().wrapping_add(turn);
+        (self.position(unmix32_rest(score) ^ key), score)
     }
 
-    /// Where a seed stands.
+    /// Where a seed, its first step done, stands.
     fn position(&self, seed: u32) -> usize {
         let holds = |block: &[u32; LANES]| block.iter().fold(false, |any, s| any | (*s == seed));
         let block = self.blocks.iter().position(holds);
@@ -118,7 +123,7 @@ impl Table {
         let mut best = (0, last);
         for (slot, &end) in self.ends.iter().enumerate() {
             let end = end as usize;
-            let scores = seeds[start..end].iter().map(|seed| mix32(key ^ seed));
+            let scores = seeds[start..end].iter().map(|seed| mix32_rest(key ^ seed));
             let score = scores.fold(0, u32::max);
             if score.wrapping_sub(last) > best.1.wrapping_sub(last) {
                 best = (slot, score);
@@ -129,11 +134,11 @@ impl Table {
     }
 }
 
-/// Whole blocks; equal seeds in the last one change neither the best score nor where it is found.
+/// Whole blocks of mixed seeds; equal seeds in the last one change neither the best score nor where it is found.
 fn into_blocks(seeds: &[u32]) -> Vec<[u32; LANES]> {
     let filled = |chunk: &[u32]| {
         let last = chunk.len() - 1;
-        std::array::from_fn(|lane| chunk[lane.min(last)])
+        std::array::from_fn(|lane| mix32_first(chunk[lane.min(last)]))
     };
     seeds.chunks(LANES).map(filled).collect()
 }
@@ -154,7 +159,7 @@ impl Iterator for Candidates<'_> {
 
     fn next(&mut self) -> Option<usize> {
         self.left = self.left.checked_sub(1)?;
-        let key = self.key.bits();
+        let key = mix32_first(self.key.bits());
         let is_first = self.last == 0;
         let (slot, score) = if is_first || self.table.ends.is_empty() {
             let (position, score) = self.table.best_seed(key, self.last);
