@@ -14,7 +14,7 @@ use super::{
     connect::{Search, Upstream},
     identify::{self, Introduced},
     listener::{Listener, Settings},
-    proxy_protocol,
+    proxy_protocol::{self, MAX_WRITTEN},
     record::{CloseReason, ConnectionRecord},
     registry::Ticket,
     relay::{End, Preface, Side, relay},
@@ -145,14 +145,15 @@ impl Early {
     ) -> Preface {
         let mut bytes = Vec::new();
         if let Some(version) = send_proxy {
-            let source = record.client();
-            let here = || client.local_addr().ok();
-            if let Some(destination) = self.destination.or_else(here) {
-                match version {
-                    ProxyVersion::V1 => proxy_protocol::write_v1(&mut bytes, source, destination),
-                    ProxyVersion::V2 => proxy_protocol::write_v2(&mut bytes, source, destination),
-                }
-            }
+            let source = Some(record.client());
+            let destination = self.destination.or_else(|| client.local_addr().ok());
+            let mut header = [0; MAX_WRITTEN];
+            bytes.extend_from_slice(proxy_protocol::write(
+                version,
+                &mut header,
+                source,
+                destination,
+            ));
         }
         let ours = bytes.len();
         bytes.extend_from_slice(&self.bytes);

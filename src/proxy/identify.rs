@@ -8,7 +8,7 @@ use std::{
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
 use super::{
-    proxy_protocol::{self, Header, Parse},
+    proxy_protocol::{self, Header, MAX_HEADER, Parse},
     record::CloseReason,
 };
 use crate::{
@@ -66,13 +66,13 @@ async fn read_header(client: &mut TcpStream) -> Result<Introduced, CloseReason> 
                     early: bytes,
                 });
             }
-            Ok(Parse::Incomplete) => {}
+            Ok(Parse::Incomplete { .. }) => {}
             Err(error) => return Err(CloseReason::HeaderBad(error.as_label())),
         }
-        // The parser refuses whatever is longer than a header may be, which bounds this.
-        bytes.reserve(CHUNK);
-        match client.read_buf(&mut bytes).await {
-            Ok(0) => return Err(CloseReason::HeaderBad("header_truncated")),
+        // A header always ends within this many bytes, or is refused.
+        let room = (MAX_HEADER - bytes.len()).min(CHUNK);
+        match (&mut *client).take(room as u64).read_buf(&mut bytes).await {
+            Ok(0) => return Err(CloseReason::HeaderBad("truncated")),
             Ok(_) => {}
             Err(_) => return Err(CloseReason::ClientReset),
         }

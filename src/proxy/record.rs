@@ -45,7 +45,8 @@ pub enum CloseReason {
     HeaderTimeout,
     /// A PROXY header is required here, and the peer is not trusted to send one.
     HeaderUntrusted,
-    /// The PROXY header is malformed; the label says how.
+    /// The PROXY header is malformed; the label of [`ProxyError`](super::proxy_protocol::ProxyError)
+    /// says how.
     HeaderBad(&'static str),
     /// The client's slot is down and `on_down` says to reject.
     SlotDown,
@@ -71,11 +72,20 @@ impl CloseReason {
             Self::LimitClient => "limit_client",
             Self::HeaderTimeout => "header_timeout",
             Self::HeaderUntrusted => "header_untrusted",
-            Self::HeaderBad(label) => label,
+            Self::HeaderBad(_) => "header_bad",
             Self::SlotDown => "slot_down",
             Self::NoBackend => "no_backend",
             Self::ConnectFailed => "connect_failed",
             Self::NoResources => "no_resources",
+        }
+    }
+
+    /// More about the reason, where there is more.
+    #[must_use]
+    pub const fn detail(self) -> Option<&'static str> {
+        match self {
+            Self::HeaderBad(label) => Some(label),
+            _ => None,
         }
     }
 
@@ -170,6 +180,7 @@ impl Drop for ConnectionRecord {
             held_ms = (!self.held.is_zero()).then(|| millis(self.held)),
             by = self.reason.by(),
             reason = self.reason.as_str(),
+            detail = self.reason.detail(),
             up,
             down,
             ms = millis(self.accepted.elapsed()),
