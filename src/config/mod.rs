@@ -1,7 +1,23 @@
 //! The configuration as the program uses it: typed, validated, immutable.
 //!
-//! `file` is what the user typed, `resolve` finds all its faults at once, and this is the
-//! result. Nothing here is an `Option` that must be `Some`.
+//! [`Config::load`] reads a file and [`Config::for_run`] a command line: `file` is what the user
+//! typed, `resolve` finds all its [`Faults`] at once, and this is the result. Nothing here is an
+//! `Option` that must be `Some`. What a file means on a machine depends on its [`Facts`].
+//! [`Config::to_toml`] is the way back.
+
+mod address;
+mod defaults;
+mod effective;
+mod facts;
+mod fault;
+mod file;
+mod keys;
+mod load;
+mod resolve;
+mod run;
+mod syntax;
+mod value;
+mod word;
 
 mod network;
 
@@ -15,6 +31,10 @@ use std::{
     time::Duration,
 };
 
+pub use facts::Facts;
+pub use fault::{Fault, Faults, Position};
+pub use run::RunOptions;
+
 /// Everything that homescar was told to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -22,9 +42,9 @@ pub struct Config {
     pub threads: NonZeroUsize,
     /// Connections open at one time over all listeners. Default: what the descriptor limit allows.
     pub max_connections: u64,
-    /// Listeners, by name.
+    /// Listeners, in the order of the file; their names differ.
     pub listeners: Vec<Listener>,
-    /// Clusters, by name.
+    /// Clusters, in the order of the file; their names differ.
     pub clusters: Vec<Cluster>,
     /// The log.
     pub log: Log,
@@ -54,7 +74,8 @@ pub struct Listener {
 pub struct Bind {
     /// The address; port 0 lets the kernel choose.
     pub addr: SocketAddr,
-    /// Typed as `:PORT`: all addresses of both IP versions.
+    /// Typed as `:PORT`: all addresses of both IP versions, and `addr` is `[::]:PORT`. Else an
+    /// IPv6 address is for IPv6 alone.
     pub dual_stack: bool,
 }
 

@@ -1,0 +1,124 @@
+//! What holds where nothing is written.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
+
+use super::{
+    Affinity, Check, Cluster, Contract, Drain, Health, Key, Limits, Log, LogFormat, LogLevel,
+    OnDown, ReadyBy, Source, Timeouts, Workers,
+};
+
+/// Where `homescar run` listens.
+pub(super) const LISTEN: &str = "127.0.0.1:3000";
+
+/// The status that an HTTP check expects.
+pub(super) const EXPECT: u16 = 200;
+
+impl Default for Limits {
+    /// None.
+    fn default() -> Self {
+        Self {
+            connections: None,
+            per_client: None,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            header: Duration::from_secs(10),
+            idle: Some(Duration::from_secs(3600)),
+        }
+    }
+}
+
+impl Default for Affinity {
+    /// The whole IPv4 address, or the /64 of an IPv6 address, seed 0.
+    fn default() -> Self {
+        let key = Key::Address {
+            prefix_v4: 32,
+            prefix_v6: 64,
+        };
+        Self { key, seed: 0 }
+    }
+}
+
+impl Default for OnDown {
+    fn default() -> Self {
+        Self::Hold(Duration::from_secs(2))
+    }
+}
+
+impl Default for Health {
+    /// By TCP connect.
+    fn default() -> Self {
+        Self {
+            check: Check::Tcp,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(500),
+            rise: NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN),
+            fall: NonZeroU32::new(3).unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            level: LogLevel::Info,
+        }
+    }
+}
+
+impl Cluster {
+    /// A cluster of which only the name and the source were written. Workers are checked by TCP
+    /// connect, static backends are not checked.
+    #[must_use]
+    pub fn new(name: &str, source: Source) -> Self {
+        let health = match &source {
+            Source::Workers(_) => Some(Health::default()),
+            Source::Static(_) => None,
+        };
+        Self {
+            name: name.into(),
+            source,
+            affinity: Affinity::default(),
+            on_down: OnDown::default(),
+            send_proxy: None,
+            health,
+            drain: Drain::default(),
+            connect_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Workers {
+    /// Workers of which only the command and the number were written.
+    #[must_use]
+    pub fn new(command: Vec<String>, count: NonZeroUsize) -> Self {
+        Self {
+            command,
+            count,
+            contract: Contract::Port,
+            env: std::collections::BTreeMap::new(),
+            cwd: None,
+            user: None,
+            ready: ReadyBy::Auto,
+            ready_timeout: Duration::from_secs(60),
+            stop_timeout: Duration::from_secs(30),
+            watchdog: None,
+        }
+    }
+}

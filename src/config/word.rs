@@ -1,0 +1,152 @@
+//! Choices: types of which each value has a word.
+
+use std::str::FromStr;
+
+use super::{
+    Contract, Key, LogFormat, LogLevel, ProxyVersion, ReadyBy, keys::closest, value::quoted,
+};
+
+/// A type with a word for each of its values.
+pub(super) trait Word: Copy + PartialEq + 'static {
+    /// The words. A value's first word is the one that is printed.
+    const WORDS: &'static [(&'static str, Self)];
+    /// Words that later versions will have.
+    const LATER: &'static [&'static str] = &[];
+}
+
+/// The value of a word.
+pub(super) fn word<T: Word>(text: &str) -> Result<T, String> {
+    if let Some((_, value)) = T::WORDS.iter().find(|(word, _)| *word == text) {
+        return Ok(*value);
+    }
+    let typed = quoted(text);
+    let choices = choices::<T>();
+    let prefixed = |word: &str| word.ends_with(':') && text.starts_with(word);
+    if T::LATER.iter().any(|word| *word == text || prefixed(word)) {
+        return Err(format!(
+            "{typed} is not available in this version; use {choices}"
+        ));
+    }
+    // Among short words everything is alike.
+    let words = T::WORDS.iter().map(|(word, _)| *word);
+    let words: Vec<_> = words.filter(|word| word.len() > 3).collect();
+    let hint = closest(text, &words).map(|meant| format!("; did you mean \"{meant}\"?"));
+    Err(format!(
+        "must be {choices}, is {typed}{}",
+        hint.unwrap_or_default()
+    ))
+}
+
+/// The word of a value.
+pub(super) fn word_of<T: Word>(value: T) -> &'static str {
+    let found = T::WORDS.iter().find(|(_, candidate)| *candidate == value);
+    found.map_or("", |(word, _)| word)
+}
+
+/// All words of a type, for a message.
+pub(super) fn choices<T: Word>() -> String {
+    let words: Vec<_> = T::WORDS
+        .iter()
+        .map(|(word, _)| format!("\"{word}\""))
+        .collect();
+    match words.as_slice() {
+        [] => String::new(),
+        [word] => word.clone(),
+        [words @ .., last] => format!("{} or {last}", words.join(", ")),
+    }
+}
+
+/// How a listener carries connections. This version has one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tcp;
+
+impl Word for Tcp {
+    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self)];
+    const LATER: &'static [&'static str] = &["http", "direct"];
+}
+
+/// What `affinity.key` says, before the prefixes are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyKind {
+    Address,
+    None,
+}
+
+impl Word for KeyKind {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("address", Self::Address), ("none", Self::None)];
+    const LATER: &'static [&'static str] = &["cookie", "header:", "query:", "header", "query"];
+}
+
+impl From<Key> for KeyKind {
+    fn from(key: Key) -> Self {
+        match key {
+            Key::Address { .. } => Self::Address,
+            Key::None => Self::None,
+        }
+    }
+}
+
+impl Word for Contract {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("port", Self::Port),
+        ("unix", Self::Unix),
+        ("fd", Self::Fd),
+        ("auto", Self::Port),
+    ];
+    const LATER: &'static [&'static str] = &["node"];
+}
+
+impl Word for ReadyBy {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("notify", Self::Notify),
+        ("check", Self::Check),
+    ];
+}
+
+impl Word for Option<ProxyVersion> {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("v1", Some(ProxyVersion::V1)),
+        ("v2", Some(ProxyVersion::V2)),
+        ("off", None),
+    ];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
+impl Word for LogLevel {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("error", Self::Error),
+        ("warn", Self::Warn),
+        ("info", Self::Info),
+        ("debug", Self::Debug),
+        ("trace", Self::Trace),
+    ];
+}
+
+impl FromStr for Contract {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        word(text)
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        word(text)
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        word(text)
+    }
+}
