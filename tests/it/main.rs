@@ -1,2 +1,3 @@
-#[test]
-fn t() {}
+//! homescar as its users meet it.
+
+mod config;
