@@ -324,7 +324,12 @@ impl<'a> Item<'a> {
                     "must be one table, is a list of them; write [{path}], not [[{path}]]"
                 ));
             }
-            _ => self.wrong_type("a table"),
+            _ => match self.path.rsplit('.').next().unwrap_or_default() {
+                named @ ("listener" | "cluster") => {
+                    self.wrong_type(&format!("a table for each, as in [{named}.NAME]"));
+                }
+                key => self.wrong_type(&format!("a table, as in {key} = {{ … }}")),
+            },
         }
         None
     }

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// What was typed after `homescar run`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunOptions {
     /// `--listen`, once or more. Default: 127.0.0.1:3000.
     pub listen: Vec<String>,

@@ -350,11 +350,8 @@ proptest! {
 
 fn run_options() -> RunOptions {
     RunOptions {
-        listen: Vec::new(),
-        workers: None,
-        contract: None,
         command: vec!["node".to_owned(), "server.js".to_owned()],
-        log: Log::default(),
+        ..RunOptions::default()
     }
 }
 

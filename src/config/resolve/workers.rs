@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     path::{Component, PathBuf},
     sync::Arc,
 };
@@ -78,7 +79,10 @@ impl Context<'_> {
         };
         match folder.metadata() {
             _ if text.is_empty() => item.fault("is empty; write a folder, or remove it"),
-            Err(_) => item.fault(format!("the folder {shown} does not exist{from}")),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                item.fault(format!("the folder {shown} does not exist{from}"));
+            }
+            Err(error) => item.fault(format!("the folder {shown} cannot be used: {error}")),
             Ok(found) if !found.is_dir() => {
                 item.fault(format!("{shown} is not a folder{from}"));
             }
