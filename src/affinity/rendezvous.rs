@@ -134,7 +134,8 @@ impl Table {
     }
 }
 
-/// Whole blocks of mixed seeds; equal seeds in the last one change neither the best score nor where it is found.
+/// Whole blocks of seeds, their first step done. Equal seeds at the end of the last one change
+/// neither the best score nor where it is found.
 fn into_blocks(seeds: &[u32]) -> Vec<[u32; LANES]> {
     let filled = |chunk: &[u32]| {
         let last = chunk.len() - 1;
