@@ -48,12 +48,14 @@ fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             generation,
             address,
             pid,
+            backlog,
         } => {
             let index = index_of(now, &slot)?;
             let backend = Backend {
                 address,
                 generation,
                 pid: Some(pid),
+                backlog,
                 said_ready: false,
                 was_ready: false,
                 health: Health::Unknown,

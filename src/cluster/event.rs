@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Skip;
+use super::{Backlog, Skip};
 use crate::config::{self, Address};
 
 /// Something that happened to a cluster. Events that name a generation which is no longer the
@@ -21,6 +21,8 @@ pub enum Event {
         address: Address,
         /// The worker's process.
         pid: u32,
+        /// The accept queue of its listening socket, when homescar holds that socket.
+        backlog: Option<Backlog>,
     },
     /// The worker itself said that it is ready.
     Ready {

@@ -4,6 +4,7 @@
 //! a [`Snapshot`]; the data plane loads one snapshot for each connection. Nothing here knows how
 //! a worker is started, how health is found out, or how bytes are carried.
 
+mod backlog;
 mod controller;
 mod event;
 mod route;
@@ -18,6 +19,7 @@ use tokio::{
     time::Instant,
 };
 
+pub use backlog::Backlog;
 pub use controller::Controller;
 pub use event::{Event, Health};
 pub use route::Route;

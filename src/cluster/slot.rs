@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use super::Health;
+use super::{Backlog, Health};
 use crate::config::Address;
 
 /// A stable home inside a cluster. Clients hash to its name, and to nothing else of it.
@@ -46,6 +46,8 @@ pub struct Backend {
     pub generation: u32,
     /// The worker's process, when we supervise it.
     pub pid: Option<u32>,
+    /// The accept queue of its listening socket, when homescar holds that socket.
+    pub backlog: Option<Backlog>,
     /// It said so itself (`READY=1`).
     pub said_ready: bool,
     /// It has been ready once. Until then a supervised worker is [`Skip::Starting`].

@@ -172,6 +172,7 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>) -> Entry {
                 address: config.address.clone(),
                 generation: 0,
                 pid: None,
+                backlog: None,
                 said_ready: false,
                 was_ready: true,
                 health: Health::Unknown,
