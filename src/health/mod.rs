@@ -1,1 +1,210 @@
-//! health
+//! Finds out whether backends are well, by asking them.
+//!
+//! The [`Checker`] follows the snapshots of a cluster and keeps one task for each backend that is
+//! to be checked; only changes of mind are reported. What follows from them (no new clients, the
+//! end of a hung worker) is not its business.
+
+mod hysteresis;
+mod probe;
+
+use std::{future::Future, num::NonZeroU32, sync::Arc, time::Duration};
+
+use ahash::HashMap;
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
+
+use crate::{
+    cluster::{Backend, Cluster, Entry, Event, Health, Snapshot},
+    config::{self, Check},
+};
+use hysteresis::Hysteresis;
+use probe::Target;
+
+/// Between two checks of a worker that is not ready yet.
+const WHILE_STARTING: Duration = Duration::from_millis(100);
+
+/// How workers are checked when nothing is configured.
+const DEFAULT: config::Health = config::Health {
+    check: Check::Tcp,
+    interval: Duration::from_secs(1),
+    timeout: Duration::from_millis(500),
+    rise: NonZeroU32::new(2).expect("2 is not 0"),
+    fall: NonZeroU32::new(3).expect("3 is not 0"),
+};
+
+/// The active checks of a cluster.
+#[derive(Debug)]
+pub struct Checker {
+    cluster: Cluster,
+    /// By the name of the slot.
+    running: HashMap<Arc<str>, Running>,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Running {
+    subject: Subject,
+    task: AbortHandle,
+}
+
+/// What is checked, and how; a change of any of it needs another task.
+#[derive(Clone, Debug, PartialEq)]
+struct Subject {
+    backend: Arc<Backend>,
+    settings: config::Health,
+    supervised: bool,
+}
+
+impl Subject {
+    /// What is to be checked in a slot, if anything: static backends only when that is
+    /// configured, workers always unless they are leaving.
+    fn of(entry: &Entry, configured: Option<&config::Health>) -> Option<Self> {
+        let backend = entry.backend.as_ref()?;
+        if backend.leaving.is_some() {
+            return None;
+        }
+        let settings = match configured {
+            Some(settings) => settings.clone(),
+            None if entry.supervised => DEFAULT,
+            None => return None,
+        };
+        Some(Self {
+            backend: Arc::clone(backend),
+            settings,
+            supervised: entry.supervised,
+        })
+    }
+
+    /// Whether the same process is checked in the same way.
+    fn is_still(&self, other: &Self) -> bool {
+        let (this, that) = (&self.backend, &other.backend);
+        this.generation == that.generation
+            && this.pid == that.pid
+            && this.address == that.address
+            && self.settings == other.settings
+    }
+}
+
+impl Checker {
+    /// The checks of a cluster, as its configuration of the time says.
+    #[must_use]
+    pub fn new(cluster: Cluster) -> Self {
+        Self {
+            cluster,
+            running: HashMap::default(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Checks until `shutdown`.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut snapshots = self.cluster.subscribe();
+        tokio::pin!(shutdown);
+        loop {
+            self.follow(&self.cluster.load());
+            tokio::select! {
+                () = &mut shutdown => break,
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                // Tasks end by being aborted only.
+                Some(_) = self.tasks.join_next() => {}
+            }
+        }
+        self.tasks.shutdown().await;
+    }
+
+    /// Starts and ends tasks so that they are what the snapshot needs.
+    fn follow(&mut self, snapshot: &Snapshot) {
+        let configured = snapshot.config.health.as_ref();
+        let mut wanted: HashMap<&Arc<str>, Subject> = snapshot
+            .entries
+            .iter()
+            .filter_map(|entry| Some((&entry.slot.name, Subject::of(entry, configured)?)))
+            .collect();
+        self.running.retain(|slot, running| {
+            let same = wanted
+                .get(slot)
+                .is_some_and(|subject| subject.is_still(&running.subject));
+            if same {
+                wanted.remove(slot);
+            } else {
+                running.task.abort();
+            }
+            same
+        });
+        for (slot, subject) in wanted {
+            let task = check(self.cluster.clone(), Arc::clone(slot), subject.clone());
+            let task = self.tasks.spawn(task);
+            self.running
+                .insert(Arc::clone(slot), Running { subject, task });
+        }
+    }
+}
+
+/// Checks one backend for as long as it is let.
+async fn check(cluster: Cluster, slot: Arc<str>, subject: Subject) {
+    let Subject {
+        backend,
+        settings,
+        supervised,
+    } = subject;
+    let known = backend.health.clone();
+    let mut hysteresis = Hysteresis::new(settings.rise.get(), settings.fall.get(), known);
+    let target = Target {
+        address: backend.address.clone(),
+        backlog: backend.backlog.clone(),
+        check: settings.check,
+        timeout: settings.timeout,
+    };
+    let generation = backend.generation;
+    let is_starting = || supervised && !was_ready(&cluster.load(), &slot, generation);
+    loop {
+        let began = Instant::now();
+        let outcome = target.probe().await;
+        if let Some(health) = hysteresis.record(outcome, is_starting()) {
+            report(&cluster, &slot, generation, health).await;
+        }
+        let interval = match is_starting() {
+            true => WHILE_STARTING,
+            false => jittered(settings.interval, fastrand::f64()),
+        };
+        tokio::time::sleep_until(began + interval).await;
+    }
+}
+
+async fn report(cluster: &Cluster, slot: &Arc<str>, generation: u32, health: Health) {
+    let checked = Event::Checked {
+        slot: Arc::clone(slot),
+        generation,
+        health,
+    };
+    cluster.report(checked).await;
+}
+
+fn was_ready(snapshot: &Snapshot, slot: &str, generation: u32) -> bool {
+    let backend = snapshot
+        .entry(slot)
+        .and_then(|entry| entry.backend.as_ref());
+    backend.is_some_and(|backend| backend.generation == generation && backend.was_ready)
+}
+
+/// The interval ± 10 %, so that the checks of many slots spread; `random` is in `0.0..1.0`.
+fn jittered(interval: Duration, random: f64) -> Duration {
+    interval.mul_f64(0.9 + 0.2 * random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_is_a_tenth_each_way() {
+        let of = |random| jittered(Duration::from_secs(10), random).as_millis();
+        assert_eq!((of(0.0), of(0.5), of(1.0)), (9_000, 10_000, 11_000));
+    }
+}

@@ -1,1 +1,175 @@
-//! supervisor
+//! Starts worker processes, keeps each slot of a cluster filled with one, and ends them.
+//!
+//! One task a slot carries out what a pure state machine ([`Worker`](worker::Worker)) decides.
+//! The supervisor tells the cluster what happens to processes and learns from its snapshots
+//! whether a worker is ready or hung; it knows nothing of checks and nothing of connections, but
+//! for their number in a slot that is being emptied.
+//!
+//! All of it belongs on one thread, that of the control plane's current-thread runtime: the
+//! kernel kills a worker when the thread that spawned it ends.
+
+mod contract;
+mod exec;
+mod guard;
+mod home;
+mod notify;
+mod output;
+mod process;
+mod report;
+mod restart;
+mod slot;
+mod sweep;
+mod worker;
+
+use std::{
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+pub use exec::exec_worker_main;
+pub use guard::guard_main;
+pub use home::Home;
+pub use process::{EXEC_WORKER, GUARD};
+
+use crate::{cluster::Cluster, config::Workers};
+use slot::{Orders, SlotTask, Want};
+
+/// The worker processes of one cluster. When it is dropped before [`stop`](Self::stop) has
+/// returned, its workers are killed.
+#[derive(Debug)]
+pub struct Supervisor {
+    cluster: Cluster,
+    home: Arc<Home>,
+    workers: Arc<Workers>,
+    /// By their number; those at the end may be retired.
+    slots: Vec<SlotHandle>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug)]
+struct SlotHandle {
+    orders: watch::Sender<Orders>,
+    /// The number of its last generation.
+    last: Arc<AtomicU32>,
+}
+
+impl Supervisor {
+    /// Starts `workers.count` workers, for the slots of the same number in the cluster's table.
+    ///
+    /// # Panics
+    /// Outside of a runtime; it should be a current-thread one.
+    #[must_use]
+    pub fn new(cluster: Cluster, home: Arc<Home>, workers: Arc<Workers>) -> Self {
+        let mut supervisor = Self {
+            cluster,
+            home,
+            workers,
+            slots: Vec::new(),
+            tasks: TaskTracker::new(),
+        };
+        for index in 0..supervisor.workers.count.get() {
+            supervisor.start(index);
+        }
+        supervisor
+    }
+
+    /// Takes on another configuration, which the cluster was told before. Slots beyond the new
+    /// count are emptied: their worker ends once their connections have, or after `drain`. All
+    /// else holds from each worker's next generation on.
+    pub fn configure(&mut self, workers: Arc<Workers>, drain: Duration) {
+        if runs_differently(&self.workers, &workers) {
+            info!(
+                cluster = %self.cluster.name(),
+                "the workers' configuration has changed: those that run keep the old one until \
+                 they are restarted"
+            );
+        }
+        self.workers = workers;
+        let count = self.workers.count.get();
+        for index in 0..self.slots.len().max(count) {
+            let want = if index < count {
+                Want::Run
+            } else {
+                Want::Retire(drain)
+            };
+            match self.slots.get(index) {
+                Some(slot) if !slot.orders.is_closed() => slot.order(&self.workers, want),
+                _ if want == Want::Run => self.start(index),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends all workers in good order (TERM, `stop_timeout`, KILL of the whole group) and
+    /// returns when none is left.
+    pub async fn stop(&self) {
+        for slot in &self.slots {
+            slot.order(&self.workers, Want::Stop);
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Kills all workers now; [`stop`](Self::stop) then returns soon.
+    pub fn kill_now(&self) {
+        for slot in &self.slots {
+            slot.order(&self.workers, Want::Kill);
+        }
+    }
+
+    /// Starts the task of a slot that has none.
+    fn start(&mut self, index: usize) {
+        let last = self
+            .slots
+            .get(index)
+            .map_or_else(Arc::default, |slot| Arc::clone(&slot.last));
+        let orders = Orders {
+            workers: Arc::clone(&self.workers),
+            want: Want::Run,
+        };
+        let (orders, receiver) = watch::channel(orders);
+        let task = SlotTask::new(
+            self.cluster.clone(),
+            Arc::clone(&self.home),
+            index,
+            receiver,
+            Arc::clone(&last),
+        );
+        // The task has its handle: it ends when `orders` does.
+        drop(self.tasks.spawn(task.run()));
+        let handle = SlotHandle { orders, last };
+        match self.slots.get_mut(index) {
+            Some(slot) => *slot = handle,
+            None => self.slots.push(handle),
+        }
+    }
+}
+
+impl SlotHandle {
+    /// Gives orders; the same again change nothing, and nothing takes a kill back.
+    fn order(&self, workers: &Arc<Workers>, want: Want) {
+        self.orders.send_if_modified(|orders| {
+            let retired = matches!(orders.want, Want::Retire(_));
+            let same = orders.want == want || (retired && matches!(want, Want::Retire(_)));
+            orders.workers = Arc::clone(workers);
+            if same || orders.want == Want::Kill {
+                return false;
+            }
+            orders.want = want;
+            true
+        });
+    }
+}
+
+/// Whether more than the count has changed.
+fn runs_differently(old: &Workers, new: &Workers) -> bool {
+    let count = new.count;
+    Workers {
+        count,
+        ..old.clone()
+    } != *new
+}

@@ -1,0 +1,202 @@
+//! Starts, signals and reaps processes; the only file that spawns any.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    path::Path,
+    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use rustix::process::{PidfdFlags, pidfd_open};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::exec::Plan;
+
+/// The subcommand that becomes a worker.
+pub const EXEC_WORKER: &str = "__exec-worker";
+/// The subcommand that is the guard.
+pub const GUARD: &str = "__guard";
+
+/// How a worker is started.
+#[derive(Debug)]
+pub(super) struct Launch<'a> {
+    pub exe: &'a Path,
+    pub plan: Plan,
+    /// Set in its environment, on top of ours.
+    pub env: Vec<(OsString, OsString)>,
+    /// Removed from what it would inherit.
+    pub without: Vec<OsString>,
+    /// Its stdin on the way; default `/dev/null`.
+    pub stdin: Option<OwnedFd>,
+}
+
+/// A running worker: the leader of its own process group. Dropping it kills the group.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    group: Pid,
+    /// Readable once the process has ended.
+    exit: AsyncFd<OwnedFd>,
+    reaped: bool,
+}
+
+impl Process {
+    /// Starts it. The kernel kills a worker when the *thread* that spawned it ends (see
+    /// `PR_SET_PDEATHSIG` in `prctl(2)`), so this belongs on the thread that runs the control
+    /// plane, which lives as long as homescar: no thread pool.
+    pub(super) fn spawn(launch: Launch<'_>) -> io::Result<(Self, ChildStdout, ChildStderr)> {
+        let mut command = program(launch.exe);
+        for name in &launch.without {
+            command.env_remove(name);
+        }
+        let mut child = command
+            .arg(EXEC_WORKER)
+            .args(launch.plan.to_args())
+            .envs(launch.env)
+            .stdin(launch.stdin.map_or_else(Stdio::null, Stdio::from))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()?;
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            unreachable!("both were asked to be pipes");
+        };
+        let raw = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let group = Pid::from_raw(raw);
+        match watch(raw) {
+            Ok(exit) => {
+                let process = Self {
+                    child,
+                    group,
+                    exit,
+                    reaped: false,
+                };
+                Ok((process, stdout, stderr))
+            }
+            Err(error) => {
+                let _gone_already = killpg(group, Signal::SIGKILL);
+                let _status = child.wait();
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its process group, which has the number of the process.
+    pub(super) const fn group(&self) -> i32 {
+        self.group.as_raw()
+    }
+
+    /// TERM for the whole group, as at a terminal: a command may be a script that does not pass
+    /// it on.
+    pub(super) fn term(&self) {
+        let _gone_already = killpg(self.group, Signal::SIGTERM);
+    }
+
+    /// KILL for the whole group.
+    pub(super) fn kill(&self) {
+        let _gone_already = killpg(self.group, Signal::SIGKILL);
+    }
+
+    /// Waits until it has ended, without reaping it: until then its number is its own.
+    pub(super) async fn exited(&self) {
+        // An error would mean that it cannot be waited for, so that reaping is all that is left.
+        let _ready = self.exit.readable().await;
+    }
+
+    /// Kills what is left of the group of a process that has ended, and reaps it.
+    pub(super) fn reap(mut self) -> io::Result<ExitStatus> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> io::Result<ExitStatus> {
+        // Before the wait, which makes the group's number free for others.
+        self.kill();
+        self.reaped = true;
+        self.child.wait()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.reaped {
+            let _status = self.finish();
+        }
+    }
+}
+
+fn watch(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    let exit = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+    #[expect(
+        unsafe_code,
+        reason = "the safe way is deprecated; this one needs a promise"
+    )]
+    // SAFETY: an OwnedFd is open, and stays the same descriptor, until it is dropped, and the
+    // AsyncFd owns it.
+    let exit = unsafe { AsyncFd::register_with_interest(exit, Interest::READABLE) }?;
+    Ok(exit)
+}
+
+/// Starts the guard, with `socket` as its stdin.
+pub(super) fn spawn_guard(exe: &Path, id: &str, dir: &Path, socket: OwnedFd) -> io::Result<Child> {
+    program(exe)
+        .arg(GUARD)
+        .arg(id)
+        .arg(dir)
+        .stdin(socket)
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot run {exe:?}: {error}")))
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the file that spawns")]
+fn program(exe: &Path) -> Command {
+    let mut command = Command::new(exe);
+    command.arg0("homescar");
+    command
+}
+
+/// How a process ended, for people: `exit code 3`, `signal SEGV (core dumped)`.
+pub(super) fn describe(status: ExitStatus) -> String {
+    if let Some(code) = status.code() {
+        return format!("exit code {code}");
+    }
+    let number = status.signal().unwrap_or_default();
+    let name = match Signal::try_from(number) {
+        Ok(signal) => signal.as_str().trim_start_matches("SIG").to_owned(),
+        Err(_) => number.to_string(),
+    };
+    let core = if status.core_dumped() {
+        " (core dumped)"
+    } else {
+        ""
+    };
+    format!("signal {name}{core}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_described_for_people() {
+        let of = |raw| describe(ExitStatus::from_raw(raw));
+        assert_eq!(of(0), "exit code 0");
+        assert_eq!(of(3 << 8), "exit code 3");
+        assert_eq!(of(9), "signal KILL");
+        assert_eq!(of(11 | 0x80), "signal SEGV (core dumped)");
+        assert_eq!(of(35), "signal 35");
+    }
+}

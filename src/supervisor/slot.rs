@@ -1,0 +1,484 @@
+//! The task of one slot: carries out what [`Worker`] decides, and tells it what happens.
+
+use std::{
+    collections::VecDeque,
+    io,
+    process::ExitStatus,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    contract::Room,
+    home::Home,
+    notify::{Message, NotifySocket},
+    output::{Output, Source, printable},
+    process::{Process, describe},
+    report,
+    restart::Verdict,
+    sweep::{self, Cookie},
+    worker::{Action, Event, Limits, Why, Worker},
+};
+use crate::{
+    cluster::{self, Backlog, Cluster, Skip, SlotStats},
+    config::{Address, Workers},
+};
+
+/// For what a dead worker has printed to be read.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a retired slot is asked whether its last connection has ended.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// What a slot is to do.
+#[derive(Clone, Debug)]
+pub(super) struct Orders {
+    pub workers: Arc<Workers>,
+    pub want: Want,
+}
+
+/// The aim of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// A worker, generation after generation.
+    Run,
+    /// None, once its connections have ended or this has passed.
+    Retire(Duration),
+    /// None.
+    Stop,
+    /// None, at once.
+    Kill,
+}
+
+#[derive(Debug)]
+pub(super) struct SlotTask {
+    name: Arc<str>,
+    cluster: Cluster,
+    home: Arc<Home>,
+    room: Room,
+    orders: watch::Receiver<Orders>,
+    /// The number of the last generation; it outlives this task.
+    last: Arc<AtomicU32>,
+    stats: Option<Arc<SlotStats>>,
+    running: Option<Generation>,
+    /// The end of a retired slot's drain.
+    drained_by: Option<Instant>,
+    /// Nobody gives orders any more.
+    orphaned: bool,
+}
+
+/// The generation that runs.
+#[derive(Debug)]
+struct Generation {
+    number: u32,
+    pid: u32,
+    process: Process,
+    notify: NotifySocket,
+    output: JoinSet<Vec<String>>,
+    output_ends: CancellationToken,
+    spawned: Instant,
+    address: Address,
+    backlog: Option<Backlog>,
+    said_ready: bool,
+    workers: Arc<Workers>,
+}
+
+impl Generation {
+    fn started(&self, slot: &Arc<str>) -> cluster::Event {
+        cluster::Event::Started {
+            slot: Arc::clone(slot),
+            generation: self.number,
+            address: self.address.clone(),
+            pid: self.pid,
+            backlog: self.backlog.clone(),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            ready: self.workers.ready_timeout,
+            stop: self.workers.stop_timeout,
+            watchdog: self.workers.watchdog,
+        }
+    }
+}
+
+/// What was learned when a generation ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub generation: u32,
+    pub pid: Option<u32>,
+    /// For people: `exit code 3`.
+    pub how: String,
+    pub lived: Duration,
+    pub stderr: Vec<String>,
+}
+
+impl SlotTask {
+    pub(super) fn new(
+        cluster: Cluster,
+        home: Arc<Home>,
+        index: usize,
+        orders: watch::Receiver<Orders>,
+        last: Arc<AtomicU32>,
+    ) -> Self {
+        let name: Arc<str> = format!("{}/{index}", cluster.name()).into();
+        Self {
+            room: Room::new(Arc::clone(&home), Arc::clone(&name), index),
+            name,
+            cluster,
+            home,
+            orders,
+            last,
+            stats: None,
+            running: None,
+            drained_by: None,
+            orphaned: false,
+        }
+    }
+
+    /// Runs until the slot has no worker and shall have none.
+    pub(super) async fn run(mut self) {
+        loop {
+            self.generations().await;
+            // A slot may be wanted again while its last worker was being ended.
+            if self.orphaned || self.orders.borrow().want != Want::Run {
+                return;
+            }
+        }
+    }
+
+    /// From the first spawn to [`Action::Finish`].
+    async fn generations(&mut self) {
+        let mut worker = Worker::new(Instant::now());
+        let mut snapshots = self.cluster.subscribe();
+        let mut ended = None;
+        let mut events = VecDeque::from(self.obey().await);
+        loop {
+            while let Some(event) = events.pop_front() {
+                let actions;
+                (worker, actions) = worker.step(event, Instant::now(), fastrand::f64());
+                for action in actions {
+                    match action {
+                        Action::Spawn => {
+                            events.push_back(match self.spawn().await {
+                                Ok(limits) => Event::Spawned(limits),
+                                Err(error) => {
+                                    ended = Some(self.not_spawned(&error));
+                                    Event::SpawnFailed
+                                }
+                            });
+                            // What the cluster says of it may have been said already.
+                            snapshots.mark_changed();
+                        }
+                        Action::Vacate(verdict) => self.vacated(ended.take(), verdict).await,
+                        Action::Finish => return self.finished(ended.take()).await,
+                        action => self.act(action).await,
+                    }
+                }
+            }
+            let deadline = worker.deadline();
+            let poll = self
+                .drained_by
+                .map(|by| by.min(Instant::now() + DRAIN_POLL));
+            let (process, notify) = match &mut self.running {
+                Some(generation) => (Some(&generation.process), Some(&mut generation.notify)),
+                None => (None, None),
+            };
+            tokio::select! {
+                changed = self.orders.changed(), if !self.orphaned => match changed {
+                    Ok(()) => events.extend(self.obey().await),
+                    // Nobody is left who could wait for an orderly end.
+                    Err(_) => {
+                        self.orphaned = true;
+                        events.push_back(Event::Kill);
+                    }
+                },
+                () = exited(process) => {
+                    ended = self.clean_up().await;
+                    // An empty slot that is retired needs no next generation.
+                    events.extend(self.drained_by.take().map(|_| Event::Stop));
+                    events.push_back(Event::Exited);
+                }
+                messages = told(notify) => events.extend(self.heard(messages)),
+                _ = snapshots.changed() => events.extend(self.observe()),
+                () = passed(deadline) => events.push_back(Event::Tick),
+                () = passed(poll) => events.extend(self.drained()),
+            }
+        }
+    }
+
+    /// What the present orders mean for the worker.
+    async fn obey(&mut self) -> Vec<Event> {
+        let want = self.orders.borrow_and_update().want;
+        let was_draining = self.drained_by.take().is_some();
+        match (want, &self.running) {
+            (Want::Run, Some(generation)) if was_draining => {
+                // Its slot is in the table again, but empty: it starts once more.
+                self.cluster.report(generation.started(&self.name)).await;
+                let mut events = vec![Event::Spawned(generation.limits())];
+                events.extend(
+                    generation
+                        .said_ready
+                        .then_some(Event::Notified(Message::Ready)),
+                );
+                events
+            }
+            (Want::Run, _) => Vec::new(),
+            (Want::Retire(drain), Some(_)) => {
+                self.drained_by = Some(Instant::now() + drain);
+                Vec::new()
+            }
+            (Want::Retire(_), None) | (Want::Stop, _) => vec![Event::Stop],
+            (Want::Kill, _) => vec![Event::Kill],
+        }
+    }
+
+    /// Whether a retired slot has served its last connection.
+    fn drained(&mut self) -> Option<Event> {
+        let by = self.drained_by?;
+        let active = self
+            .stats
+            .as_ref()
+            .map_or(0, |stats| stats.active.load(Ordering::Relaxed));
+        if active > 0 && Instant::now() < by {
+            return None;
+        }
+        self.drained_by = None;
+        Some(Event::Stop)
+    }
+
+    async fn spawn(&mut self) -> io::Result<Limits> {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let workers = Arc::clone(&self.orders.borrow().workers);
+        let home = Arc::clone(&self.home);
+        let prepared = self.room.prepare(&workers, number)?;
+        let (launch, address, backlog, notify) = prepared.launch(&home);
+        let (process, stdout, stderr) = Process::spawn(launch)?;
+        home.register(process.group());
+        let pid = process.id();
+        let source = Source {
+            slot: Arc::clone(&self.name),
+            generation: number,
+            pid,
+        };
+        let output_ends = CancellationToken::new();
+        let mut output = JoinSet::new();
+        match Output::new(source, stdout, stderr) {
+            Ok(lines) => drop(output.spawn(lines.run(output_ends.clone()))),
+            Err(error) => warn!(slot = %self.name, %error, "its output cannot be read"),
+        }
+        debug!(slot = %self.name, generation = number, pid, %address, "started");
+        let generation = self.running.insert(Generation {
+            number,
+            pid,
+            process,
+            notify,
+            output,
+            output_ends,
+            spawned: Instant::now(),
+            address,
+            backlog,
+            said_ready: false,
+            workers,
+        });
+        self.cluster.report(generation.started(&self.name)).await;
+        Ok(generation.limits())
+    }
+
+    fn not_spawned(&self, error: &io::Error) -> Ended {
+        Ended {
+            generation: self.last.load(Ordering::Relaxed),
+            pid: None,
+            how: format!("it could not be started: {error}"),
+            lived: Duration::ZERO,
+            stderr: Vec::new(),
+        }
+    }
+
+    async fn act(&mut self, action: Action) {
+        let Some(generation) = &mut self.running else {
+            return;
+        };
+        let number = generation.number;
+        let slot = Arc::clone(&self.name);
+        match action {
+            Action::SayReady => {
+                generation.said_ready = true;
+                let ready = cluster::Event::Ready {
+                    slot,
+                    generation: number,
+                };
+                self.cluster.report(ready).await;
+            }
+            Action::Booted(after) => report::booted(&slot, number, generation.pid, after),
+            Action::End { why, grace } => {
+                report::ending(
+                    &slot,
+                    number,
+                    generation.pid,
+                    &generation.workers,
+                    why,
+                    grace,
+                );
+                if why != Why::Itself {
+                    generation.process.term();
+                }
+                let stopping = cluster::Event::Stopping {
+                    slot,
+                    generation: number,
+                    why: why.skip(),
+                };
+                self.cluster.report(stopping).await;
+            }
+            Action::Term => generation.process.term(),
+            Action::Kill => {
+                info!(
+                    %slot, generation = number, pid = generation.pid,
+                    "{slot} is killed, with its whole process group"
+                );
+                generation.process.kill();
+            }
+            Action::Recovered(failures) => report::recovered(&slot, failures),
+            Action::Spawn | Action::Vacate(_) | Action::Finish => {}
+        }
+    }
+
+    /// What a worker said of itself.
+    fn heard(&self, messages: io::Result<Vec<Message>>) -> Vec<Event> {
+        let messages = messages.unwrap_or_else(|error| {
+            debug!(slot = %self.name, %error, "notification not received");
+            Vec::new()
+        });
+        for message in &messages {
+            if let Message::Status(status) = message {
+                let status = printable(status.as_bytes());
+                debug!(slot = %self.name, %status, "says");
+            }
+        }
+        messages.into_iter().map(Event::Notified).collect()
+    }
+
+    /// What the cluster takes the worker to be.
+    fn observe(&mut self) -> Vec<Event> {
+        let snapshot = self.cluster.load();
+        let (Some(entry), Some(generation)) = (snapshot.entry(&self.name), &self.running) else {
+            return Vec::new();
+        };
+        self.stats = Some(Arc::clone(&entry.slot.stats));
+        let present = entry.backend.as_ref();
+        let Some(backend) = present.filter(|backend| backend.generation == generation.number)
+        else {
+            return Vec::new();
+        };
+        let mut events = Vec::new();
+        if backend.was_ready {
+            events.push(Event::BecameReady);
+        }
+        if backend.leaving.is_none() && entry.skip == Some(Skip::Unresponsive) {
+            events.push(Event::Unresponsive);
+        }
+        events
+    }
+
+    /// The process has ended: takes what is left of its generation down, and reaps it.
+    async fn clean_up(&mut self) -> Option<Ended> {
+        let Generation {
+            number,
+            pid,
+            process,
+            mut output,
+            output_ends,
+            spawned,
+            ..
+        } = self.running.take()?;
+        let group = process.group();
+        let how = describe_end(process.reap());
+        let lived = spawned.elapsed();
+        self.home.forget(group);
+        let cookie = Cookie::generation(self.home.id(), &self.name, number);
+        let swept = tokio::task::spawn_blocking(move || sweep::kill_all(&cookie)).await;
+        match swept {
+            Ok(Ok(0)) => {}
+            Ok(Ok(count)) => {
+                info!(slot = %self.name, generation = number, pid, count, "left processes behind; killed");
+            }
+            Ok(Err(error)) => {
+                warn!(slot = %self.name, %error, "cannot look for what it left behind")
+            }
+            Err(error) => warn!(slot = %self.name, %error, "cannot look for what it left behind"),
+        }
+        output_ends.cancel();
+        let tail = tokio::time::timeout(OUTPUT_TIMEOUT, output.join_next()).await;
+        let stderr = tail.ok().flatten().and_then(Result::ok).unwrap_or_default();
+        Some(Ended {
+            generation: number,
+            pid: Some(pid),
+            how,
+            lived,
+            stderr,
+        })
+    }
+
+    async fn vacated(&self, ended: Option<Ended>, verdict: Verdict) {
+        let Some(ended) = ended else { return };
+        let why = if verdict.looping {
+            Skip::CrashLoop
+        } else {
+            Skip::Restarting
+        };
+        report::ended(&self.name, &ended, verdict);
+        self.gone(ended.generation, why).await;
+    }
+
+    async fn finished(&mut self, ended: Option<Ended>) {
+        self.drained_by = None;
+        if let Some(ended) = ended {
+            report::stopped(&self.name, &ended);
+            self.gone(ended.generation, Skip::Stopping).await;
+        }
+    }
+
+    async fn gone(&self, generation: u32, why: Skip) {
+        let gone = cluster::Event::Gone {
+            slot: Arc::clone(&self.name),
+            generation,
+            why,
+        };
+        self.cluster.report(gone).await;
+    }
+}
+
+fn describe_end(status: io::Result<ExitStatus>) -> String {
+    match status {
+        Ok(status) => describe(status),
+        Err(error) => format!("an unknown end ({error})"),
+    }
+}
+
+async fn exited(process: Option<&Process>) {
+    match process {
+        Some(process) => process.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn told(notify: Option<&mut NotifySocket>) -> io::Result<Vec<Message>> {
+    match notify {
+        Some(notify) => notify.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
