@@ -1,3 +1,6 @@
-//! homescar as its users meet it.
+//! The one integration binary: a file a behaviour.
 
 mod config;
+mod health;
+mod supervisor;
+mod support;

@@ -15,7 +15,7 @@ mod options;
 
 use std::{
     env, fs,
-    io::{self, Read, Write},
+    io::{self, Write},
     net::{Ipv4Addr, TcpListener},
     os::unix::net::{UnixDatagram, UnixListener},
     process::{self, Command, Stdio},
@@ -198,14 +198,14 @@ fn start_children() {
     };
     let mut child = start("__child").spawn().unwrap();
     println!("child {}", child.id());
-    let between = start("__daemonise").stdout(Stdio::piped()).spawn().unwrap();
-    let mut printed = String::new();
-    between
-        .stdout
-        .unwrap()
-        .read_to_string(&mut printed)
+    let between = start("__daemonise")
+        .stderr(Stdio::inherit())
+        .output()
         .unwrap();
-    println!("grandchild {}", printed.trim());
+    println!(
+        "grandchild {}",
+        String::from_utf8_lossy(&between.stdout).trim()
+    );
     thread::spawn(move || child.wait());
 }
 
@@ -213,6 +213,7 @@ fn leave_behind(mode: &str) {
     match mode {
         "__child" => sleep_for_ever(),
         "__daemonise" => {
+            #[expect(clippy::zombie_processes, reason = "it outlives us: that is its point")]
             let daemon = Command::new(env::current_exe().unwrap())
                 .arg("__daemon")
                 .stdin(Stdio::null())

@@ -1,0 +1,1 @@
+//! Backends are asked whether they are well.

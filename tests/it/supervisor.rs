@@ -1,0 +1,469 @@
+//! Workers are started, kept and ended, however rude they are.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    num::NonZeroUsize,
+    process::Stdio,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use homescar::{
+    cluster::{Skip, Snapshot},
+    config::{Address, Contract, ReadyBy, Workers},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{io::AsyncWriteExt, time::Instant};
+
+use crate::support::{Log, Rig, ask, cluster_of, connect, is_alive, whoami, workers};
+
+fn pid_of(entry: &homescar::cluster::Entry) -> u32 {
+    entry.backend.as_ref().unwrap().pid.unwrap()
+}
+
+fn kill_9(pid: u32) {
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
+}
+
+async fn until_dead(pid: u32, within: Duration) {
+    let deadline = Instant::now() + within;
+    while is_alive(pid) {
+        assert!(Instant::now() < deadline, "{pid} still lives");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The number after `word` in a line.
+fn number_after(line: &str, word: &str) -> u32 {
+    let rest = line.split_once(word).unwrap().1.trim_start();
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_is_told_who_it_is_and_comes_back_as_the_next_generation() {
+    let log = Log::capture();
+    let mut config = workers(&["--print-env", "--ready-notify"]);
+    config.env = [
+        ("GREETING".to_owned(), "hello".to_owned()),
+        ("NODE_APP_INSTANCE".to_owned(), "seven".to_owned()),
+        ("PORT".to_owned(), "1".to_owned()),
+    ]
+    .into();
+    config.cwd = Some("/".into());
+    config.watchdog = None;
+    let rig = Rig::start(&cluster_of(config));
+    let first = rig.ready("app/0", 1).await;
+    let me = whoami(&first).await;
+    assert_eq!(
+        (&me["slot"], &me["generation"]),
+        (&"app/0".into(), &1.into())
+    );
+    assert_eq!(me["pid"], pid_of(&first));
+    for variable in [
+        "HOMESCAR_SLOT=app/0",
+        "HOMESCAR_GENERATION=1",
+        &format!("HOMESCAR_INSTANCE={}", rig.home.id()),
+        "GREETING=hello",
+        "NODE_APP_INSTANCE=seven",
+        "WEB_CONCURRENCY=1",
+        &format!("NOTIFY_SOCKET={}/", rig.home.dir().display()),
+    ] {
+        log.wait_for(&format!("worker: {variable}")).await;
+    }
+    let Address::Tcp(addr) = first.backend.as_ref().unwrap().address else {
+        panic!("a port");
+    };
+    log.wait_for(&format!("worker: PORT={}", addr.port())).await;
+    assert!(log.with("worker: LISTEN_").is_empty());
+    assert!(log.with("worker: WATCHDOG_").is_empty());
+    let booted = log.wait_for("app/0 ready after").await;
+    assert!(booted.starts_with("INFO homescar::supervisor"), "{booted}");
+
+    kill_9(pid_of(&first));
+    let down = |snapshot: &Snapshot| snapshot.entries[0].skip == Some(Skip::Restarting);
+    let vacant = rig.until("restarting", down).await;
+    assert!(vacant.entries[0].backend.is_none());
+    let second = rig.ready("app/0", 2).await;
+    assert_eq!(whoami(&second).await["generation"], 2);
+    let ended = log.wait_for("app/0 ended: signal KILL, after").await;
+    assert!(ended.starts_with("WARN"), "{ended}");
+    rig.stop().await;
+    assert!(!is_alive(pid_of(&second)));
+    log.wait_for("app/0 stopped: signal TERM, after").await;
+    assert_eq!(rig.cluster.load().entries[0].skip, Some(Skip::Stopping));
+}
+
+#[tokio::test]
+async fn under_contract_unix_a_worker_listens_at_a_path_again_and_again() {
+    let mut config = workers(&[]);
+    config.contract = Contract::Unix;
+    let rig = Rig::start(&cluster_of(config));
+    for generation in 1..=3 {
+        let entry = rig.ready("app/0", generation).await;
+        assert_eq!(whoami(&entry).await["generation"], generation);
+        let backend = entry.backend.as_ref().unwrap();
+        assert!(
+            matches!(&backend.address, Address::Unix(path) if path.starts_with(rig.home.dir()))
+        );
+        kill_9(pid_of(&entry));
+    }
+    rig.stop().await;
+    let dir = rig.home.dir().to_owned();
+    drop(rig);
+    assert!(!dir.exists(), "the runtime directory goes at the end");
+}
+
+#[tokio::test]
+async fn under_contract_fd_connections_wait_while_the_worker_restarts() {
+    let log = Log::capture();
+    let mut config = workers(&["--print-env"]);
+    config.contract = Contract::Fd;
+    let rig = Rig::start(&cluster_of(config));
+    let first = rig.ready("app/0", 1).await;
+    let me = whoami(&first).await;
+    assert_eq!(me["generation"], 1);
+    log.wait_for("worker: LISTEN_FDS=1").await;
+    log.wait_for("worker: LISTEN_FDNAMES=app/0").await;
+    log.wait_for(&format!("worker: LISTEN_PID={}", pid_of(&first)))
+        .await;
+    assert!(log.with("worker: PORT=").is_empty());
+    kill_9(pid_of(&first));
+    until_dead(pid_of(&first), Duration::from_secs(5)).await;
+    // The same address, with nobody behind it yet.
+    let answer = ask(&mut connect(&first).await, "whoami").await;
+    assert!(answer.contains(r#""generation":2"#), "{answer}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_exits_at_once_is_one_loud_state() {
+    let log = Log::capture();
+    let options = ["--exit-code", "3", "--exit-after", "0", "--never-listen"];
+    let mut options = options.to_vec();
+    options.extend(["--stderr", "no database", "--stderr", "giving \x1b[2J up"]);
+    let rig = Rig::start(&cluster_of(workers(&options)));
+    let started = Instant::now();
+    let loud = log.wait_for("crash-loops").await;
+    assert!(loud.starts_with("ERROR homescar::supervisor"), "{loud}");
+    for part in [
+        "app/0 crash-loops: 5 generations in ",
+        "the last: exit code 3, after ",
+        "next try in 1.",
+        "\n    | no database\n    | giving \\u{1b}[2J up",
+    ] {
+        assert!(loud.contains(part), "{part:?} is not in {loud:?}");
+    }
+    let looping = |snapshot: &Snapshot| snapshot.entries[0].skip == Some(Skip::CrashLoop);
+    let snapshot = rig.until("a crash loop", looping).await;
+    assert!(!snapshot.entries[0].is_coming_back());
+
+    let busy = cpu_time();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let busy = cpu_time() - busy;
+    assert!(busy < Duration::from_millis(300), "CPU {busy:?} in 3 s");
+    let tries = log.with("app/0 ended").len() + log.with("crash-loops").len();
+    // 0, 0.1, 0.3, 0.7, 1.5, 3.1 and 6.3 s, each up to a fifth earlier.
+    let most = if started.elapsed() < Duration::from_secs(5) {
+        6
+    } else {
+        8
+    };
+    assert!(tries <= most, "{tries} generations ended");
+    assert_eq!(log.with("crash-loops").len(), 1);
+    rig.stop().await;
+}
+
+/// CPU time of this thread, on which the whole rig runs.
+fn cpu_time() -> Duration {
+    let stat = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_exist_is_named() {
+    let log = Log::capture();
+    let mut config = workers(&[]);
+    config.command = vec!["no-such-command-here".to_owned()];
+    let rig = Rig::start(&cluster_of(config));
+    let loud = log.wait_for("crash-loops").await;
+    let why = r#"homescar: cannot run "no-such-command-here": No such file or directory"#;
+    assert!(loud.contains("exit code 127"), "{loud}");
+    assert!(loud.contains(why), "{loud}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_ignores_term_is_killed_after_its_timeout() {
+    let log = Log::capture();
+    let mut config = workers(&["--ignore-term"]);
+    config.stop_timeout = Duration::from_millis(400);
+    let rig = Rig::start(&cluster_of(config));
+    let entry = rig.ready("app/0", 1).await;
+    let began = Instant::now();
+    rig.stop().await;
+    assert!(began.elapsed() >= Duration::from_millis(400));
+    assert!(!is_alive(pid_of(&entry)));
+    log.wait_for("app/0 stopped: signal KILL").await;
+    assert_eq!(log.with("worker: TERM").len(), 1, "it was asked first");
+}
+
+#[tokio::test]
+async fn a_second_wish_to_stop_kills_at_once() {
+    let rig = Rig::start(&cluster_of(workers(&["--ignore-term"])));
+    rig.ready("app/0", 1).await;
+    let began = Instant::now();
+    tokio::join!(rig.stop(), async { rig.supervisor.kill_now() });
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_its_time_is_let() {
+    let log = Log::capture();
+    let rig = Rig::start(&cluster_of(workers(&["--term-delay", "300"])));
+    rig.ready("app/0", 1).await;
+    rig.stop().await;
+    log.wait_for("app/0 stopped: exit code 0").await;
+}
+
+#[tokio::test]
+async fn children_and_daemonised_grandchildren_end_with_their_generation() {
+    let log = Log::capture();
+    let rig = Rig::start(&cluster_of(workers(&["--children"])));
+    let first = rig.ready("app/0", 1).await;
+    let child = number_after(&log.wait_for("worker: child").await, "worker: child");
+    let line = log.wait_for("worker: grandchild").await;
+    let grandchild = number_after(&line, "worker: grandchild");
+    assert!(is_alive(child) && is_alive(grandchild));
+    kill_9(pid_of(&first));
+    rig.ready("app/0", 2).await;
+    assert!(!is_alive(child) && !is_alive(grandchild));
+
+    let line = log.with("worker: grandchild").pop().unwrap();
+    let grandchild = number_after(&line, "worker: grandchild");
+    assert!(is_alive(grandchild));
+    rig.stop().await;
+    assert!(!is_alive(grandchild));
+}
+
+#[tokio::test]
+async fn workers_and_all_of_theirs_die_with_a_killed_parent() {
+    let mut parent = parent();
+    let pid = parent.id();
+    let mut lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+    let mut next = |word: &str| loop {
+        let line = lines.next().expect("more lines").unwrap();
+        if line.contains(word) {
+            return line;
+        }
+    };
+    let child = number_after(&next("child "), "child");
+    let grandchild = number_after(&next("grandchild "), "grandchild");
+    let worker = number_after(&next("worker is "), "worker is");
+    let line = next("dir is ");
+    let dir = line.split_once("dir is ").unwrap().1.to_owned();
+    for pid in [child, grandchild, worker] {
+        assert!(is_alive(pid));
+    }
+    kill_9(pid);
+    let began = Instant::now();
+    for pid in [worker, child, grandchild] {
+        until_dead(pid, Duration::from_secs(1)).await;
+    }
+    while fs::exists(&dir).unwrap() {
+        assert!(began.elapsed() < Duration::from_secs(5), "{dir} is left");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    parent.wait().unwrap();
+}
+
+/// This test binary again, to be killed: it becomes `role_of_a_parent`.
+#[expect(clippy::disallowed_methods, reason = "a process that the test kills")]
+fn parent() -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "supervisor::role_of_a_parent", "--nocapture"])
+        .env(PARENT, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+const PARENT: &str = "HOMESCAR_TEST_PARENT";
+
+#[tokio::test]
+async fn role_of_a_parent() {
+    if std::env::var_os(PARENT).is_none() {
+        return;
+    }
+    let log = Log::capture();
+    let rig = Rig::start(&cluster_of(workers(&["--children"])));
+    let entry = rig.ready("app/0", 1).await;
+    let say = |text: &str| {
+        use std::io::Write;
+        writeln!(std::io::stdout(), "{text}").unwrap();
+    };
+    say(&log.wait_for("worker: child").await);
+    say(&log.wait_for("worker: grandchild").await);
+    say(&format!("worker is {}", pid_of(&entry)));
+    say(&format!("dir is {}", rig.home.dir().display()));
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_flood_of_output_is_read_at_full_speed_and_dropped() {
+    let log = Log::capture();
+    let rig = Rig::start(&cluster_of(workers(&["--flood", "100000000"])));
+    // It listens only once all of it is written.
+    rig.ready("app/0", 1).await;
+    let report = log.wait_for("of output dropped").await;
+    assert!(report.starts_with("WARN"), "{report}");
+    assert!(report.contains("app/0 (pid "), "{report}");
+    rig.stop().await;
+    let logged = log.with("worker: xxx").len();
+    assert!((1_000..20_000).contains(&logged), "{logged} lines");
+    let reports = log.with("of output dropped");
+    let dropped: usize = reports
+        .iter()
+        .map(|line| {
+            let number = line.split_once("): ").unwrap().1.split(' ').next().unwrap();
+            number.replace(',', "").parse::<usize>().unwrap()
+        })
+        .sum();
+    assert_eq!(logged + dropped, 100_000_000_usize.div_ceil(1024));
+}
+
+#[tokio::test]
+async fn a_worker_that_never_gets_ready_is_replaced_and_never_routed_to() {
+    let log = Log::capture();
+    let mut config = workers(&["--never-listen"]);
+    config.ready_timeout = Duration::from_millis(300);
+    let rig = Rig::start(&cluster_of(config));
+    let third = |snapshot: &Snapshot| {
+        let entry = &snapshot.entries[0];
+        assert!(entry.skip.is_some());
+        entry.backend.as_ref().is_some_and(|b| b.generation == 3)
+    };
+    rig.until("the third generation", third).await;
+    let line = log.wait_for("app/0 not ready after 300 ms: TERM now").await;
+    assert!(line.starts_with("WARN"), "{line}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn ready_by_notify_waits_for_the_workers_own_word() {
+    let mut config = workers(&[]);
+    config.ready = ReadyBy::Notify;
+    config.ready_timeout = Duration::from_millis(700);
+    let rig = Rig::start(&cluster_of(config));
+    let second = |snapshot: &Snapshot| {
+        let entry = &snapshot.entries[0];
+        assert!(entry.skip.is_some(), "it listens but says nothing");
+        entry.backend.as_ref().is_some_and(|b| b.generation == 2)
+    };
+    rig.until("the second generation", second).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_missed_watchdog_replaces_the_worker() {
+    let log = Log::capture();
+    let mut config = workers(&["--ready-notify", "--watchdog", "--ignore-term"]);
+    config.watchdog = Some(Duration::from_millis(600));
+    config.stop_timeout = Duration::from_millis(200);
+    let rig = Rig::start(&cluster_of(config));
+    let first = rig.ready("app/0", 1).await;
+    let mut stream = connect(&first).await;
+    ask(&mut stream, "whoami").await;
+    stream.write_all(b"hang\n").await.unwrap();
+    let hung = |snapshot: &Snapshot| snapshot.entries[0].skip == Some(Skip::Unresponsive);
+    rig.until("unresponsive", hung).await;
+    rig.ready("app/0", 2).await;
+    assert!(!is_alive(pid_of(&first)));
+    log.wait_for("app/0 no WATCHDOG=1 for 600 ms: TERM now, KILL in 200 ms")
+        .await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn slots_beyond_the_count_are_drained_and_others_are_left_alone() {
+    let log = Log::capture();
+    let mut config = workers(&[]);
+    config.count = NonZeroUsize::new(3).unwrap();
+    let mut rig = Rig::start(&cluster_of(config.clone()));
+    let mut before = Vec::new();
+    for slot in ["app/0", "app/1", "app/2"] {
+        before.push(rig.ready(slot, 1).await);
+    }
+    // A connection of the third slot is open, as the data plane counts it.
+    before[2].slot.stats.active.store(1, Ordering::Relaxed);
+    let count = |count| Workers {
+        count: NonZeroUsize::new(count).unwrap(),
+        ..config.clone()
+    };
+    rig.configure(cluster_of(count(1))).await;
+    until_dead(pid_of(&before[1]), Duration::from_secs(5)).await;
+    log.wait_for("app/1 stopped: signal TERM").await;
+    assert!(is_alive(pid_of(&before[2])), "it still serves");
+
+    // Wanted again before it was ended: the same process.
+    rig.configure(cluster_of(count(3))).await;
+    let kept = rig.ready("app/2", 1).await;
+    assert_eq!(pid_of(&kept), pid_of(&before[2]));
+    let anew = rig.ready("app/1", 2).await;
+    assert_ne!(pid_of(&anew), pid_of(&before[1]));
+
+    rig.configure(cluster_of(count(2))).await;
+    until_dead(pid_of(&kept), Duration::from_secs(5)).await;
+    assert!(is_alive(pid_of(&before[0])));
+    assert_eq!(pid_of(&rig.ready("app/0", 1).await), pid_of(&before[0]));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_at_its_deadline() {
+    let mut config = workers(&[]);
+    config.count = NonZeroUsize::new(2).unwrap();
+    let mut rig = Rig::start(&cluster_of(config.clone()));
+    let entry = rig.ready("app/1", 1).await;
+    entry.slot.stats.active.store(1, Ordering::Relaxed);
+    config.count = NonZeroUsize::MIN;
+    let mut fewer = cluster_of(config);
+    fewer.drain.timeout = Duration::from_millis(300);
+    let began = Instant::now();
+    rig.configure(fewer).await;
+    until_dead(pid_of(&entry), Duration::from_secs(5)).await;
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_command_holds_from_the_next_generation_on() {
+    let log = Log::capture();
+    let config = workers(&[]);
+    let mut rig = Rig::start(&cluster_of(config));
+    let first = rig.ready("app/0", 1).await;
+    let changed = cluster_of(workers(&["--stderr", "the new one"]));
+    rig.configure(changed.clone()).await;
+    rig.configure(changed).await;
+    log.wait_for("keep the old one until they are restarted")
+        .await;
+    assert_eq!(whoami(&first).await["generation"], 1);
+    kill_9(pid_of(&first));
+    rig.ready("app/0", 2).await;
+    log.wait_for("worker: the new one").await;
+    assert_eq!(log.with("keep the old one").len(), 1);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn dropping_the_supervisor_kills_its_workers() {
+    let rig = Rig::start(&cluster_of(workers(&["--ignore-term"])));
+    let entry = rig.ready("app/0", 1).await;
+    let Rig { supervisor, .. } = rig;
+    drop(supervisor);
+    until_dead(pid_of(&entry), Duration::from_secs(5)).await;
+}

@@ -1,0 +1,9 @@
+//! What the tests share.
+
+mod log;
+mod rig;
+
+pub(crate) use log::Log;
+pub(crate) use rig::{
+    DEADLINE, EXE, Rig, ask, cluster_of, connect, is_alive, static_cluster, whoami, workers,
+};
