@@ -8,7 +8,7 @@
 //! | `GET /stats` | the loop's delay over the last minute, the pool, the sockets |
 //! | `GET /ws` | the chat, as a WebSocket |
 //! | `POST /hash` | `{"password": "…"}` → `{hash, ms, on}`; `?on=loop` does it on the event loop; 429 when the pool is full |
-//! | `POST /kill` | this process ends at once, without an answer |
+//! | `POST /kill` | this process ends at once, without an answer; with `?pid=N` only if it is that one |
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -98,7 +98,7 @@ async fn answer(worker: Arc<Worker>, request: Request<Incoming>) -> Result<Answe
         ),
         "/ws" => upgrade(worker, request),
         "/hash" => hash(&worker, request).await,
-        "/kill" => kill_myself(&worker),
+        "/kill" => kill_myself(&worker, request.uri().query()),
         _ => page::find(path).map_or_else(
             || problem(StatusCode::NOT_FOUND, "there is nothing here"),
             |file| text(StatusCode::OK, file.media_type, file.content),
@@ -219,7 +219,17 @@ async fn hash(worker: &Worker, request: Request<Incoming>) -> Answer {
     }
 }
 
-fn kill_myself(worker: &Worker) -> Answer {
+/// A browser sends a request again, even a POST, when a connection that it had used before breaks
+/// without an answer. The page therefore names whom it means: the next generation must not die of
+/// the same click.
+fn kill_myself(worker: &Worker, query: Option<&str>) -> Answer {
+    let me = std::process::id().to_string();
+    match query.map(|query| query.strip_prefix("pid=")) {
+        None => {}
+        Some(Some(pid)) if pid == me => {}
+        Some(Some(_)) => return problem(StatusCode::CONFLICT, "that worker is gone already"),
+        Some(None) => return problem(StatusCode::BAD_REQUEST, "write ?pid=N, or nothing"),
+    }
     warn!(slot = %worker.env.slot, "killed from the page");
     match kill(Pid::this(), Signal::SIGKILL) {
         Ok(()) => problem(StatusCode::SERVICE_UNAVAILABLE, "a ghost writes this"),

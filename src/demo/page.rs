@@ -15,6 +15,7 @@ pub(super) fn find(path: &str) -> Option<File> {
         "/" => ("text/html; charset=utf-8", include_str!("page/index.html")),
         "/style.css" => ("text/css; charset=utf-8", include_str!("page/style.css")),
         "/app.js" => ("text/javascript; charset=utf-8", include_str!("page/app.js")),
+        "/favicon.svg" => ("image/svg+xml", include_str!("page/favicon.svg")),
         _ => return None,
     };
     Some(File {

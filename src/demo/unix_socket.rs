@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::unix::{
-        fs::PermissionsExt as _,
+        fs::{FileTypeExt as _, PermissionsExt as _},
         net::{UnixListener, UnixStream},
     },
     path::Path,
@@ -29,8 +29,11 @@ pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn is_stale(path: &Path) -> bool {
-    UnixStream::connect(path)
-        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    // A plain file refuses connections too.
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let refused = UnixStream::connect(path)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    is_socket && refused
 }
 
 #[cfg(test)]
