@@ -2,23 +2,12 @@
 
 use std::process::ExitCode;
 
-use homescar::{
-    demo::{
-        self,
-        worker::{self, WorkerEnv},
-    },
-    supervisor,
-};
+use homescar::cli;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
-        Some(supervisor::EXEC_WORKER) => supervisor::exec_worker_main(args),
-        Some(supervisor::GUARD) => supervisor::guard_main(args),
-        Some(demo::WORKER_COMMAND) => match WorkerEnv::from_env().and_then(worker::run) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
-        _ => ExitCode::from(64),
+    let arguments: Vec<_> = std::env::args_os().collect();
+    match cli::inner_program(&arguments) {
+        Some(exit) => exit,
+        None => cli::main(arguments).into(),
     }
 }

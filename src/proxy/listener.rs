@@ -82,6 +82,12 @@ impl Listener {
         self.open.wait_until_none().await;
     }
 
+    /// For how long its connections may run on when it is removed.
+    #[must_use]
+    pub fn drain_timeout(&self) -> Duration {
+        self.settings().cluster.load().config.drain.timeout
+    }
+
     pub(super) fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
@@ -156,7 +162,7 @@ pub(super) async fn accept(door: Arc<Door>, socket: StdListener, admission: Arc<
 fn start(door: &Door, admission: &Admission, (stream, peer): (TcpStream, SocketAddr)) {
     let global = admission.enter();
     let listener = door.listener.load_full();
-    registry::spawn(Arc::clone(&listener.name), |ticket| {
+    registry::spawn(Arc::clone(&listener), |ticket| {
         connection::serve(listener, stream, peer, global, ticket)
     });
 }

@@ -49,7 +49,7 @@ pub enum Cut {
     /// All.
     All,
     /// Those that came in by a listener.
-    Listener(Arc<str>),
+    Listener(Arc<Listener>),
     /// Those that go to a slot, by its counters: they are its own for life, where names come
     /// again in other clusters.
     Slot(Arc<SlotStats>),

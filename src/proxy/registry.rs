@@ -5,7 +5,7 @@ use std::{cell::RefCell, sync::Arc};
 use slab::Slab;
 use tokio::task::AbortHandle;
 
-use super::plane::Cut;
+use super::{listener::Listener, plane::Cut};
 use crate::cluster::SlotStats;
 
 thread_local! {
@@ -14,7 +14,7 @@ thread_local! {
 
 #[derive(Debug)]
 struct Open {
-    listener: Arc<str>,
+    listener: Arc<Listener>,
     slot: Option<Arc<SlotStats>>,
     task: Option<AbortHandle>,
 }
@@ -25,7 +25,7 @@ pub(super) struct Ticket(usize);
 
 /// Runs a connection as a task of this thread. The registry owns it: it can be cut, and the
 /// thread's runtime ends with it.
-pub(super) fn spawn<F>(listener: Arc<str>, connection: impl FnOnce(Ticket) -> F)
+pub(super) fn spawn<F>(listener: Arc<Listener>, connection: impl FnOnce(Ticket) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -54,7 +54,7 @@ pub(super) fn cut(which: &Cut) {
     OPEN.with_borrow(|open| {
         let chosen = open.iter().filter(|(_, open)| match which {
             Cut::All => true,
-            Cut::Listener(name) => open.listener == *name,
+            Cut::Listener(listener) => Arc::ptr_eq(&open.listener, listener),
             Cut::Slot(slot) => open
                 .slot
                 .as_ref()

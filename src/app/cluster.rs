@@ -1,0 +1,91 @@
+//! A cluster with everything that keeps it up to date: controller, checks, workers.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cluster::{Cluster, Event},
+    config::{self, Source},
+    health::Checker,
+    supervisor::{Home, Supervisor},
+};
+
+/// A cluster at work.
+#[derive(Debug)]
+pub(super) struct RunningCluster {
+    cluster: Cluster,
+    supervisor: Option<Supervisor>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl RunningCluster {
+    pub(super) fn start(config: &config::Cluster, home: &Arc<Home>) -> Self {
+        let (cluster, controller) = Cluster::new(config);
+        let tasks = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tasks.spawn(async move { stopped.run_until_cancelled(controller.run()).await });
+        let checker = Checker::new(cluster.clone());
+        tasks.spawn(checker.run(stop.clone().cancelled_owned()));
+        let mut new = Self { cluster, supervisor: None, tasks, stop };
+        new.supervise(config, home);
+        new
+    }
+
+    pub(super) const fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Takes on another configuration. The table changes first, so that workers of slots that
+    /// leave get no new clients while they drain.
+    pub(super) async fn configure(&mut self, config: &config::Cluster, home: &Arc<Home>) {
+        let before = self.cluster.load().number;
+        self.cluster.report(Event::Configure(Arc::new(config.clone()))).await;
+        // The controller is alive as long as `self` is, so the answer comes.
+        let _published =
+            self.cluster.wait_until(Duration::from_secs(10), |now| now.number > before).await;
+        self.supervise(config, home);
+    }
+
+    fn supervise(&mut self, config: &config::Cluster, home: &Arc<Home>) {
+        match (&config.source, &mut self.supervisor) {
+            (Source::Workers(workers), Some(supervisor)) => {
+                supervisor.configure(Arc::clone(workers), config.drain.timeout);
+            }
+            (Source::Workers(workers), none @ None) => {
+                let (cluster, home) = (self.cluster.clone(), Arc::clone(home));
+                *none = Some(Supervisor::new(cluster, home, Arc::clone(workers)));
+            }
+            (Source::Static(_), _) => {}
+        }
+    }
+
+    /// The supervisor of workers that this cluster no longer has.
+    pub(super) fn take_idle_supervisor(&mut self) -> Option<Supervisor> {
+        let idle = matches!(self.cluster.load().config.source, Source::Static(_));
+        if idle { self.supervisor.take() } else { None }
+    }
+
+    /// Ends the workers, by KILL at once when `now` is cancelled, and then all else.
+    pub(super) async fn stop(self, now: &CancellationToken) {
+        if let Some(supervisor) = &self.supervisor {
+            stop_workers(supervisor, now).await;
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// TERM, `stop_timeout`, KILL; or KILL as soon as `now` is cancelled.
+pub(super) async fn stop_workers(supervisor: &Supervisor, now: &CancellationToken) {
+    let stopped = supervisor.stop();
+    tokio::pin!(stopped);
+    tokio::select! {
+        () = &mut stopped => return,
+        () = now.cancelled() => supervisor.kill_now(),
+    }
+    stopped.await;
+}

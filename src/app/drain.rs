@@ -1,0 +1,84 @@
+//! The orderly end: doors closed, connections finished or cut by a deadline, workers ended.
+
+use std::time::Duration;
+
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{App, Signal};
+use crate::proxy::Cut;
+
+/// For cut connections to be gone and recorded.
+const CUT_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl App {
+    /// Ends everything. The first signal that comes in meanwhile cuts the connections, the next
+    /// one kills the workers.
+    pub(super) async fn drain(self, signals: mpsc::Receiver<Signal>) {
+        let mut signals = signals;
+        let longest = self.config.clusters.iter().map(|cluster| cluster.drain.timeout).max();
+        let deadline = longest.unwrap_or_default();
+        info!(
+            connections = self.plane.open(),
+            "draining for up to {}; again to end now",
+            humantime::format_duration(deadline)
+        );
+        for door in self.doors.values() {
+            door.close().await;
+        }
+        self.finish_connections(deadline, &mut signals).await;
+        self.shutdown.cancel();
+        self.stop_workers(signals).await;
+        info!("stopped");
+    }
+
+    async fn finish_connections(&self, deadline: Duration, signals: &mut mpsc::Receiver<Signal>) {
+        tokio::select! {
+            () = self.plane.wait_until_idle() => return,
+            () = tokio::time::sleep(deadline) => {
+                warn!("drain.timeout has passed: cutting {} connections", self.plane.open());
+            }
+            () = next_shutdown(signals) => {
+                warn!("told again to end: cutting {} connections", self.plane.open());
+            }
+        }
+        self.plane.cut(Cut::All).await;
+        if timeout(CUT_TIMEOUT, self.plane.wait_until_idle()).await.is_err() {
+            warn!("{} connections are still there", self.plane.open());
+        }
+    }
+
+    async fn stop_workers(self, mut signals: mpsc::Receiver<Signal>) {
+        let now = CancellationToken::new();
+        let stops = tokio_util::task::TaskTracker::new();
+        for running in self.clusters.into_values() {
+            let now = now.clone();
+            stops.spawn(async move { running.stop(&now).await });
+        }
+        stops.close();
+        self.leaving.close();
+        let all = async {
+            stops.wait().await;
+            self.leaving.wait().await;
+        };
+        tokio::pin!(all);
+        tokio::select! {
+            () = &mut all => return,
+            () = next_shutdown(&mut signals) => warn!("told again to end: killing workers"),
+        }
+        now.cancel();
+        all.await;
+    }
+}
+
+/// Waits for the next demand to end; reloads make no sense any more.
+async fn next_shutdown(signals: &mut mpsc::Receiver<Signal>) {
+    loop {
+        match signals.recv().await {
+            Some(Signal::Shutdown) => return,
+            Some(Signal::Reload) => {}
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The whole: binds everything, runs it, changes it, drains it. The only part that knows everyone.
+
+mod cluster;
+mod drain;
+mod reload;
+
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use ahash::HashMap;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use self::cluster::RunningCluster;
+use crate::{
+    config::{Bind, Config, Facts, Faults},
+    proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Settings},
+    supervisor::Home,
+};
+
+/// homescar at work.
+///
+/// It lives on one thread (the control plane's runtime is a current-thread one, on the thread that
+/// made it): workers are spawned from here, and they die with the thread that spawned them.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    /// What the configuration is read from again, on SIGHUP.
+    file: Option<PathBuf>,
+    home: Arc<Home>,
+    plane: Arc<DataPlane>,
+    clusters: BTreeMap<Arc<str>, RunningCluster>,
+    listeners: BTreeMap<Arc<str>, Arc<Listener>>,
+    doors: HashMap<Bind, Arc<Door>>,
+    /// What goes on after a reload: old listeners and slots that drain.
+    leaving: TaskTracker,
+    /// Ends that at shutdown, when everything drains.
+    shutdown: CancellationToken,
+}
+
+/// Why homescar could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address could not be listened on.
+    #[error("listener {listener}: {source}")]
+    Bind {
+        /// Its name in the configuration.
+        listener: Arc<str>,
+        /// Which address, and why.
+        source: BindError,
+    },
+    /// A thread, the runtime directory or the guard process could not be made.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What is asked of a running homescar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Read the configuration again.
+    Reload,
+    /// Drain and end; the second one does not wait for connections, the third not for workers.
+    Shutdown,
+}
+
+impl App {
+    /// Binds all listeners, then starts all workers. Nothing is served before [`run`](Self::run).
+    ///
+    /// `file` is what a reload reads again. `exe` is this very program, which workers are started
+    /// through.
+    ///
+    /// # Errors
+    ///
+    /// When an address cannot be listened on, or the system has no room for us.
+    pub fn start(config: Config, file: Option<PathBuf>, exe: PathBuf) -> Result<Self, StartError> {
+        let mut groups = bind_new(&config, &HashMap::default(), config.threads)?;
+        let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
+        let home = Arc::new(Home::new(exe)?);
+        let mut app = Self {
+            file,
+            home,
+            plane,
+            clusters: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            doors: HashMap::default(),
+            leaving: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+            config,
+        };
+        for cluster in &app.config.clusters {
+            let running = RunningCluster::start(cluster, &app.home);
+            app.clusters.insert(Arc::clone(&cluster.name), running);
+        }
+        for config in app.config.listeners.clone() {
+            let settings = app.settings(config);
+            let listener = Listener::new(settings);
+            app.listeners.insert(Arc::clone(listener.name()), Arc::clone(&listener));
+            app.open_doors(&listener, &mut groups);
+        }
+        Ok(app)
+    }
+
+    /// The real addresses of all listeners.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let mut addresses: Vec<_> = self.doors.values().map(|door| door.address()).collect();
+        addresses.sort_unstable();
+        addresses
+    }
+
+    /// Serves until it is told to end, then drains.
+    pub async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
+        while let Some(signal) = signals.recv().await {
+            match signal {
+                Signal::Reload => self.reload_file().await,
+                Signal::Shutdown => break,
+            }
+        }
+        self.drain(signals).await;
+    }
+
+    async fn reload_file(&mut self) {
+        let Some(file) = self.file.clone() else {
+            return warn!("nothing to reload: homescar was started without a configuration file");
+        };
+        match Config::load(&file, &Facts::of_this_process()) {
+            Ok(config) => match self.reload(config).await {
+                Ok(()) => info!(file = %file.display(), "reloaded"),
+                Err(error) => warn!("not reloaded, nothing has changed: {error}"),
+            },
+            Err(faults) => log_faults(&faults),
+        }
+    }
+
+    fn settings(&self, config: crate::config::Listener) -> Settings {
+        let cluster = self.clusters[&config.cluster].cluster().clone();
+        Settings { config, cluster }
+    }
+
+    /// Opens the new addresses of a listener, and leads those that were open before to it.
+    fn open_doors(&mut self, listener: &Arc<Listener>, groups: &mut HashMap<Bind, BoundGroup>) {
+        let config = self.config.listeners.iter().find(|config| config.name == *listener.name());
+        for bind in config.into_iter().flat_map(|config| &config.bind) {
+            if let Some(group) = groups.remove(bind) {
+                let door = self.plane.listen(Arc::clone(listener), group);
+                info!(listener = &**listener.name(), address = %door.address(), "listening");
+                self.doors.insert(*bind, door);
+            } else if let Some(door) = self.doors.get(bind) {
+                door.lead_to(Arc::clone(listener));
+            }
+        }
+    }
+}
+
+/// Binds every address of a configuration that is not open yet: all, or none.
+fn bind_new(
+    config: &Config,
+    open: &HashMap<Bind, Arc<Door>>,
+    threads: std::num::NonZeroUsize,
+) -> Result<HashMap<Bind, BoundGroup>, StartError> {
+    let mut groups = HashMap::default();
+    for listener in &config.listeners {
+        for bind in listener.bind.iter().filter(|bind| !open.contains_key(bind)) {
+            let group = BoundGroup::bind(*bind, threads).map_err(|source| StartError::Bind {
+                listener: Arc::clone(&listener.name),
+                source,
+            })?;
+            groups.insert(*bind, group);
+        }
+    }
+    Ok(groups)
+}
+
+fn log_faults(faults: &Faults) {
+    warn!("not reloaded, nothing has changed: the configuration has {} faults", faults.iter().len());
+    for line in faults.to_string().lines() {
+        warn!("{line}");
+    }
+}

@@ -1,0 +1,168 @@
+//! From one configuration to the next: everything that can fail is done before anything changes,
+//! and what is the same in both is not touched.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::{App, StartError, bind_new, cluster::RunningCluster, cluster::stop_workers};
+use crate::{
+    cluster::{Cluster, Slot},
+    config::Config,
+    proxy::{Cut, Listener},
+};
+
+impl App {
+    /// Changes to another configuration. Connections on listeners and slots that stay are not
+    /// touched; those on what leaves run on for the cluster's drain timeout.
+    ///
+    /// # Errors
+    ///
+    /// When a new address cannot be listened on; then nothing has changed.
+    pub(super) async fn reload(&mut self, mut config: Config) -> Result<(), StartError> {
+        if config.threads != self.config.threads {
+            warn!(
+                "threads = {} takes effect at the next start; there are {} now",
+                config.threads, self.config.threads
+            );
+            config.threads = self.config.threads;
+        }
+        let mut groups = bind_new(&config, &self.doors, config.threads)?;
+
+        self.plane.set_max_connections(config.max_connections);
+        crate::log::set_level(config.log.level);
+        if config.log.format != self.config.log.format {
+            warn!("log.format takes effect at the next start");
+        }
+        self.config = config;
+        self.change_clusters().await;
+        self.change_listeners(&mut groups);
+        self.close_doors().await;
+        self.drop_clusters();
+        Ok(())
+    }
+
+    async fn change_clusters(&mut self) {
+        for config in &self.config.clusters {
+            let Some(running) = self.clusters.get_mut(&config.name) else {
+                let running = RunningCluster::start(config, &self.home);
+                self.clusters.insert(Arc::clone(&config.name), running);
+                continue;
+            };
+            let before = running.cluster().load();
+            if *before.config == *config {
+                continue;
+            }
+            running.configure(config, &self.home).await;
+            let cluster = running.cluster().clone();
+            let supervisor = running.take_idle_supervisor();
+            let drain = before.config.drain.timeout;
+            let now = cluster.load();
+            let left: Vec<_> = before
+                .entries
+                .iter()
+                .filter(|entry| now.entry(&entry.slot.name).is_none())
+                .map(|entry| Arc::clone(&entry.slot))
+                .collect();
+            for slot in left {
+                self.let_go_of_slot(cluster.clone(), slot, drain);
+            }
+            if let Some(supervisor) = supervisor {
+                let shutdown = self.shutdown.clone();
+                self.leaving.spawn(async move {
+                    let _cut_short = shutdown.run_until_cancelled(tokio::time::sleep(drain)).await;
+                    stop_workers(&supervisor, &shutdown).await;
+                });
+            }
+        }
+    }
+
+    fn change_listeners(&mut self, groups: &mut ahash::HashMap<crate::config::Bind, crate::proxy::BoundGroup>) {
+        let mut old = std::mem::take(&mut self.listeners);
+        for config in self.config.listeners.clone() {
+            let settings = self.settings(config);
+            let listener = match old.remove(&settings.config.name) {
+                Some(listener) => {
+                    listener.configure(settings);
+                    listener
+                }
+                None => Listener::new(settings),
+            };
+            self.listeners.insert(Arc::clone(listener.name()), Arc::clone(&listener));
+            self.open_doors(&listener, groups);
+        }
+        for listener in old.into_values() {
+            self.let_go_of_listener(listener);
+        }
+    }
+
+    /// Closes the addresses that the configuration no longer names.
+    async fn close_doors(&mut self) {
+        let config = &self.config;
+        let named = |bind: &_| config.listeners.iter().any(|l| l.bind.contains(bind));
+        let closed: Vec<_> = self.doors.extract_if(|bind, _| !named(bind)).collect();
+        for (_, door) in closed {
+            info!(address = %door.address(), "no longer listening");
+            door.close().await;
+        }
+    }
+
+    /// Ends the clusters that the configuration no longer names, once their slots have drained.
+    fn drop_clusters(&mut self) {
+        let config = &self.config;
+        let (stay, leave): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.clusters)
+            .into_iter()
+            .partition(|(name, _)| config.clusters.iter().any(|cluster| cluster.name == *name));
+        self.clusters = stay;
+        for running in leave.into_values() {
+            let snapshot = running.cluster().load();
+            let drain = snapshot.config.drain.timeout;
+            let slots: Vec<_> = snapshot.entries.iter().map(|e| Arc::clone(&e.slot)).collect();
+            let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
+            self.leaving.spawn(async move {
+                for slot in &slots {
+                    let idle = wait_until_idle(slot);
+                    let _ended = shutdown.run_until_cancelled(timeout(drain, idle)).await;
+                }
+                for slot in slots {
+                    plane.cut(Cut::Slot(Arc::clone(&slot.stats))).await;
+                }
+                running.stop(&shutdown).await;
+            });
+        }
+    }
+
+    /// Lets the connections of a removed listener run on for its cluster's drain timeout.
+    fn let_go_of_listener(&self, listener: Arc<Listener>) {
+        let drain = listener.drain_timeout();
+        let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
+        self.leaving.spawn(async move {
+            let idle = timeout(drain, listener.wait_until_idle());
+            if let Some(Err(_)) = shutdown.run_until_cancelled(idle).await {
+                info!(listener = &**listener.name(), "cutting what is left of a removed listener");
+                plane.cut(Cut::Listener(listener)).await;
+            }
+        });
+    }
+
+    /// Lets the connections of a removed slot run on for the drain timeout, unless it comes back.
+    fn let_go_of_slot(&self, cluster: Cluster, slot: Arc<Slot>, drain: Duration) {
+        let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
+        self.leaving.spawn(async move {
+            let idle = timeout(drain, wait_until_idle(&slot));
+            let overtime = matches!(shutdown.run_until_cancelled(idle).await, Some(Err(_)));
+            if overtime && cluster.load().entry(&slot.name).is_none() {
+                info!(slot = %slot.name, "cutting what is left of a removed slot");
+                plane.cut(Cut::Slot(Arc::clone(&slot.stats))).await;
+            }
+        });
+    }
+}
+
+/// Connections of a slot are counted on the data plane, which tells nobody; so this looks.
+async fn wait_until_idle(slot: &Slot) {
+    while slot.stats.active.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,159 @@
+//! The command line: a file a command.
+
+mod check;
+mod demo;
+mod run;
+mod serve;
+
+use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{config::Faults, demo as chat, supervisor};
+
+/// How a command ends. The numbers are those of sysexits.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All went well.
+    Ok = 0,
+    /// Something else failed.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 64,
+    /// Nothing could be bound or started.
+    Unavailable = 69,
+    /// The configuration is wrong.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Starts your worker processes, keeps them alive, and sends every client to its own one.
+#[derive(Debug, Parser)]
+#[command(name = "homescar", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start workers from a command and put a front door before them; no configuration file
+    Run(run::Arguments),
+    /// Serve what a configuration file says
+    Serve {
+        /// The configuration file
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        log: LogArguments,
+    },
+    /// Find all faults of a configuration file, or print the whole effective configuration
+    Check {
+        /// The configuration file
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// A chat behind a front door with four workers, to see all of it in a browser
+    Demo(demo::Arguments),
+    /// One worker of the demo's chat
+    #[command(hide = true)]
+    DemoWorker,
+}
+
+/// Options of the log, which beat the configuration.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct LogArguments {
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// The least severe level that is logged
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Runs the command that the arguments of this process ask for.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments.command.run(),
+        Err(error) => {
+            // Help and version are answers and go to standard output.
+            let _closed = error.print();
+            if error.use_stderr() { Exit::Usage } else { Exit::Ok }
+        }
+    }
+}
+
+/// The programs inside this one, which homescar starts and nobody types: they are told by their
+/// first argument, before there is a command line to speak of.
+pub fn inner_program(arguments: &[OsString]) -> Option<ExitCode> {
+    let rest = || arguments.iter().skip(2).cloned();
+    match arguments.get(1)?.to_str()? {
+        supervisor::EXEC_WORKER => Some(supervisor::exec_worker_main(rest())),
+        supervisor::GUARD => Some(supervisor::guard_main(rest())),
+        _ => None,
+    }
+}
+
+impl Command {
+    fn run(self) -> Exit {
+        match self {
+            Self::Run(arguments) => run::run(arguments),
+            Self::Serve { config, log } => serve::run(config, log),
+            Self::Check { config } => check::run(&config),
+            Self::Demo(arguments) => demo::run(arguments),
+            Self::DemoWorker => demo::worker(),
+        }
+    }
+}
+
+/// Writes what a person at the terminal must see.
+#[expect(clippy::print_stderr, reason = "the command line speaks to the person who typed it")]
+fn complain(message: impl fmt::Display) {
+    eprintln!("homescar: {message}");
+}
+
+/// Writes all faults of a configuration, a line each.
+#[expect(clippy::print_stderr, reason = "the command line speaks to the person who typed it")]
+fn complain_faults(faults: &Faults) {
+    eprintln!("{faults}");
+}
+
+impl LogArguments {
+    /// The configured log with what was said on the command line.
+    fn over(self, configured: crate::config::Log) -> crate::config::Log {
+        use crate::config::{self, Log};
+        let format = self.log_format.map_or(configured.format, |format| match format {
+            LogFormat::Text => config::LogFormat::Text,
+            LogFormat::Json => config::LogFormat::Json,
+        });
+        let level = self.log_level.map_or(configured.level, |level| match level {
+            LogLevel::Error => config::LogLevel::Error,
+            LogLevel::Warn => config::LogLevel::Warn,
+            LogLevel::Info => config::LogLevel::Info,
+            LogLevel::Debug => config::LogLevel::Debug,
+            LogLevel::Trace => config::LogLevel::Trace,
+        });
+        Log { format, level }
+    }
+}

@@ -1,0 +1,38 @@
+//! `homescar run`: the whole job without a configuration file.
+
+use super::{Exit, LogArguments, complain_faults, serve};
+use crate::config::{Config, Facts, RunOptions};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Address to listen on, such as 127.0.0.1:3000 or :3000 (all addresses); may be repeated
+    #[arg(short, long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
+    listen: Vec<String>,
+    /// How many workers [default: WEB_CONCURRENCY, else one per core]
+    #[arg(short, long, value_name = "N")]
+    workers: Option<String>,
+    /// How a worker gets its socket: `port` (PORT is a port), `unix` (PORT is a path) or `fd`
+    /// (LISTEN_FDS)
+    #[arg(long, value_name = "CONTRACT")]
+    contract: Option<String>,
+    #[command(flatten)]
+    log: LogArguments,
+    /// The worker's program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub(super) fn run(arguments: Arguments) -> Exit {
+    let Arguments { listen, workers, contract, log, command } = arguments;
+    let options = RunOptions { listen, workers, contract, command };
+    match Config::for_run(&options, &Facts::of_this_process()) {
+        Ok(config) => {
+            let config = Config { log: log.over(config.log), ..config };
+            serve::with_runtime(async |_| serve::serve(config, None).await)
+        }
+        Err(faults) => {
+            complain_faults(&faults);
+            Exit::Usage
+        }
+    }
+}

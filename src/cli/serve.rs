@@ -1,0 +1,109 @@
+//! `homescar serve`, and what every command that serves does.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use super::{Exit, LogArguments, complain, complain_faults};
+use crate::{
+    app::{App, Signal},
+    config::{Config, Facts},
+    log::Log,
+};
+
+/// This very program, also after its file was replaced by a newer one.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// Signals that may wait to be handled.
+const PENDING_SIGNALS: usize = 8;
+
+pub(super) fn run(file: PathBuf, log: LogArguments) -> Exit {
+    let config = match load(&file) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let config = Config { log: log.over(config.log), ..config };
+    with_runtime(async |_| serve(config, Some(file)).await)
+}
+
+pub(super) fn load(file: &Path) -> Result<Config, Exit> {
+    Config::load(file, &Facts::of_this_process()).map_err(|faults| {
+        complain_faults(&faults);
+        Exit::Config
+    })
+}
+
+/// Runs a command on the control plane's runtime. It is made on the main thread, which lives as
+/// long as the process: workers die with the thread that spawned them.
+pub(super) fn with_runtime(command: impl AsyncFnOnce(&Runtime) -> Exit) -> Exit {
+    match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command(&runtime)),
+        Err(error) => {
+            complain(format_args!("cannot start: {error}"));
+            Exit::Unavailable
+        }
+    }
+}
+
+/// Starts everything, serves until told to end, and drains.
+pub(super) async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
+    let log = Log::start(config.log);
+    raise_descriptor_limit();
+    let tasks = TaskTracker::new();
+    let signals = match signals(&tasks) {
+        Ok(signals) => signals,
+        Err(error) => {
+            complain(format_args!("cannot receive signals: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    let app = match App::start(config, file, PathBuf::from(THIS_PROGRAM)) {
+        Ok(app) => app,
+        Err(error) => {
+            complain(error);
+            return Exit::Unavailable;
+        }
+    };
+    tokio::select! {
+        () = app.run(signals) => {}
+        () = log.report_dropped() => {}
+    }
+    Exit::Ok
+}
+
+/// HUP reloads, TERM and INT end.
+fn signals(tasks: &TaskTracker) -> io::Result<mpsc::Receiver<Signal>> {
+    let (sender, receiver) = mpsc::channel(PENDING_SIGNALS);
+    let kinds = [
+        (SignalKind::hangup(), Signal::Reload),
+        (SignalKind::terminate(), Signal::Shutdown),
+        (SignalKind::interrupt(), Signal::Shutdown),
+    ];
+    for (kind, meaning) in kinds {
+        let mut stream = signal(kind)?;
+        let sender = sender.clone();
+        tasks.spawn(async move {
+            while stream.recv().await.is_some() && sender.send(meaning).await.is_ok() {}
+        });
+    }
+    Ok(receiver)
+}
+
+/// A proxy needs two descriptors a connection, and the soft limit is often 1,024.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!("cannot raise the limit of open descriptors: {error}");
+    }
+}

@@ -1,0 +1,135 @@
+//! The log: one line an event, to standard error, through a bounded queue that never makes
+//! anybody wait.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal as _},
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
+
+use tracing::{Event, Level, Subscriber, level_filters::LevelFilter, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    Layer as _, Registry,
+    field::RecordFields,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+    reload,
+    util::SubscriberInitExt as _,
+};
+
+use crate::config::{self, LogFormat, LogLevel};
+
+/// Lines that may wait to be written; more are dropped and counted.
+const QUEUE: usize = 16 * 1024;
+
+static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+
+/// Keeps the log's writer alive; what is queued is written when it is dropped.
+#[derive(Debug)]
+pub struct Log {
+    _writer: WorkerGuard,
+    dropped: ErrorCounter,
+}
+
+impl Log {
+    /// Starts the log of this process. Later calls in the same process change nothing.
+    #[must_use]
+    pub fn start(config: config::Log) -> Self {
+        let (writer, guard) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(QUEUE)
+            .thread_name("log")
+            .finish(io::stderr());
+        let dropped = writer.error_counter();
+        let (filter, level) = reload::Layer::new(level_filter(config.level));
+        let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+        let lines = match config.format {
+            LogFormat::Json => lines
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false)
+                .boxed(),
+            LogFormat::Text => {
+                let is_terminal = io::stderr().is_terminal();
+                lines.with_ansi(is_terminal).event_format(Text { is_terminal }).boxed()
+            }
+        };
+        let _started_before = tracing_subscriber::registry().with(filter).with(lines).try_init();
+        let _set_before = LEVEL.set(level);
+        Self { _writer: guard, dropped }
+    }
+
+    /// Says now and then how many lines were dropped, for ever.
+    pub async fn report_dropped(&self) {
+        let mut reported = 0;
+        loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let dropped = self.dropped.dropped_lines();
+            if dropped > reported {
+                warn!("{} log lines were dropped: they came faster than they could be written", dropped - reported);
+                reported = dropped;
+            }
+        }
+    }
+}
+
+/// Changes the level of the running log.
+pub fn set_level(level: LogLevel) {
+    if let Some(handle) = LEVEL.get() {
+        // Fails only when the subscriber has gone, and the log with it.
+        let _gone = handle.reload(level_filter(level));
+    }
+}
+
+const fn level_filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+/// `TIME LEVEL message  key=value …`: at a terminal with a short time, colours and columns, in a
+/// pipe plain and with the whole time.
+#[derive(Clone, Copy, Debug)]
+struct Text {
+    is_terminal: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Text
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut line: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let level = *event.metadata().level();
+        if self.is_terminal {
+            // The date is left out: `2026-11-23T18:08:47.123Z`.
+            let time = now.get(11..23).unwrap_or(&now);
+            let (colour, name) = match level {
+                Level::ERROR => ("\x1b[1;31m", "ERROR"),
+                Level::WARN => ("\x1b[33m", "WARN "),
+                Level::INFO => ("\x1b[32m", "INFO "),
+                Level::DEBUG => ("\x1b[34m", "DEBUG"),
+                Level::TRACE => ("\x1b[35m", "TRACE"),
+            };
+            write!(line, "\x1b[2m{time}\x1b[0m {colour}{name}\x1b[0m ")?;
+        } else {
+            write!(line, "{now} {level:<5} ")?;
+        }
+        context.format_fields(line.by_ref(), event)?;
+        writeln!(line)
+    }
+}
