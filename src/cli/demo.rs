@@ -1,0 +1,139 @@
+//! `homescar demo`: a chat behind a front door, to see all of homescar in a browser.
+
+use std::{
+    collections::BTreeMap,
+    io::IsTerminal as _,
+    net::{Ipv6Addr, TcpListener},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
+
+use super::{Exit, LogArguments, complain, complain_faults, serve};
+use crate::{
+    config::{Config, Drain, Facts, ReadyBy, RunOptions, Source},
+    demo::{self, hub::Hub, worker::WorkerEnv},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Address to listen on
+    #[arg(short, long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
+    listen: Vec<String>,
+    /// How many workers
+    #[arg(short, long, value_name = "N", default_value = "4")]
+    workers: String,
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+/// A worker that has not given a sign of life for this long is replaced. It is longer than what
+/// the page's hashes on the event loop take, so that the delay can be seen.
+const WATCHDOG: Duration = Duration::from_secs(10);
+
+/// Ctrl-C does not wait longer for open pages: they come back by themselves.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// One worker of the demo.
+pub(super) fn worker() -> Exit {
+    let ended = WorkerEnv::from_env().and_then(demo::worker::run);
+    match ended {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            complain(error);
+            Exit::Failure
+        }
+    }
+}
+
+/// The front door, four workers, and the hub that joins them.
+pub(super) fn run(arguments: Arguments) -> Exit {
+    let folder = match tempfile::Builder::new().prefix("homescar-demo-").tempdir() {
+        Ok(folder) => folder,
+        Err(error) => {
+            complain(format_args!("cannot make a folder for the hub's socket: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    let hub = folder.path().join("hub.sock");
+    let log = arguments.log;
+    let config = match config(arguments, &hub) {
+        Ok(config) => Config { log: log.over(config.log), ..config },
+        Err(exit) => return exit,
+    };
+    serve::with_runtime(async |_| with_hub(hub, config).await)
+}
+
+async fn with_hub(path: PathBuf, config: Config) -> Exit {
+    let hub = match Hub::bind(&path) {
+        Ok(hub) => hub,
+        Err(error) => {
+            complain(format_args!("cannot listen on {}: {error}", path.display()));
+            return Exit::Unavailable;
+        }
+    };
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let stopped = stop.clone().cancelled_owned();
+    tasks.spawn(async move {
+        if let Err(error) = hub.run(stopped).await {
+            warn!("the hub has failed: {error}");
+        }
+    });
+    invite(&config);
+    let exit = serve::serve(config, None).await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    exit
+}
+
+fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
+    let Arguments { mut listen, workers, log: _ } = arguments;
+    // A second address that a browser on this machine comes from, hence a second client.
+    let default = ["127.0.0.1:3000"];
+    if listen == default && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        listen.push("[::1]:3000".into());
+    }
+    let exe = std::env::current_exe().map_err(|error| {
+        complain(format_args!("cannot find this program: {error}"));
+        Exit::Unavailable
+    })?;
+    let command = vec![exe.display().to_string(), demo::WORKER_COMMAND.into()];
+    let options = RunOptions { listen, workers: Some(workers), contract: None, command };
+    let mut config = Config::for_run(options, &Facts::of_this_process()).map_err(|faults| {
+        complain_faults(&faults);
+        Exit::Usage
+    })?;
+    for cluster in &mut config.clusters {
+        cluster.name = demo::CLUSTER.into();
+        cluster.drain = Drain { timeout: DRAIN };
+        if let Source::Workers(workers) = &mut cluster.source {
+            let workers = std::sync::Arc::make_mut(workers);
+            workers.env = BTreeMap::from([(demo::HUB_VAR.into(), hub.display().to_string())]);
+            workers.ready = ReadyBy::Notify;
+            workers.watchdog = Some(WATCHDOG);
+            workers.stop_timeout = demo::STOP_WITHIN + Duration::from_secs(1);
+        }
+    }
+    for listener in &mut config.listeners {
+        listener.cluster = demo::CLUSTER.into();
+    }
+    Ok(config)
+}
+
+/// Tells the person at the terminal what to do.
+#[expect(clippy::print_stderr, reason = "the command line speaks to the person who typed it")]
+fn invite(config: &Config) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let pages = config.listeners.iter().flat_map(|listener| &listener.bind);
+    let pages: Vec<_> = pages.map(|bind| format!("http://{}", bind.addr)).collect();
+    eprintln!(
+        "\n  Open {} in a browser: each address is another client, with its own worker.\n  \
+         Ctrl-C ends it all.\n",
+        pages.join(" and ")
+    );
+}
