@@ -1,0 +1,269 @@
+//! The real program as a process: started, watched through its log, signalled, ended by pid.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+/// How long anything may take that should happen at once.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// The test worker's program.
+pub(crate) const WORKER: &str = env!("CARGO_BIN_EXE_test-worker");
+
+/// A homescar process.
+#[derive(Debug)]
+pub(crate) struct Homescar {
+    child: Child,
+    log: Arc<Mutex<Vec<Value>>>,
+    lines: watch::Receiver<usize>,
+    folder: TempDir,
+    ended: Option<ExitStatus>,
+}
+
+impl Homescar {
+    /// `homescar serve` with this configuration file.
+    pub(crate) fn serve(config: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("homescar.toml");
+        fs::write(&file, config).unwrap();
+        let arguments = ["serve", "--log-format", "json", "-c", file.to_str().unwrap()];
+        Self::start(&arguments, &[], folder)
+    }
+
+    /// `homescar` with these arguments and additional environment.
+    pub(crate) fn command(arguments: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::start(arguments, env, TempDir::new().unwrap())
+    }
+
+    fn start(arguments: &[&str], env: &[(&str, &str)], folder: TempDir) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_homescar"))
+            .args(arguments)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (sender, lines) = watch::channel(0);
+        let written = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                let Ok(line) = line else { return };
+                if std::env::var_os("SHOW_LOG").is_some() {
+                    println!("{line}");
+                }
+                let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                let mut log = written.lock().unwrap();
+                log.push(value);
+                sender.send_replace(log.len());
+            }
+        });
+        Self { child, log, lines, folder, ended: None }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.folder.path().join("homescar.toml")
+    }
+
+    pub(crate) fn log(&self) -> MutexGuard<'_, Vec<Value>> {
+        self.log.lock().unwrap()
+    }
+
+    /// How many lines there are: to wait for what comes after them.
+    pub(crate) fn mark(&self) -> usize {
+        self.log().len()
+    }
+
+    /// The first line from `from` on that satisfies the condition, as soon as it is there.
+    pub(crate) async fn line_after(
+        &self,
+        from: usize,
+        what: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let find = || self.log().iter().skip(from).find(|line| condition(line)).cloned();
+        let mut lines = self.lines.clone();
+        let wait = async {
+            loop {
+                if let Some(line) = find() {
+                    return Some(line);
+                }
+                if lines.changed().await.is_err() {
+                    return find();
+                }
+            }
+        };
+        match timeout(SOON, wait).await {
+            Ok(Some(line)) => line,
+            _ => panic!("no log line: {what}\n{}", self.tail()),
+        }
+    }
+
+    pub(crate) async fn line(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        self.line_after(0, what, condition).await
+    }
+
+    /// A line whose message contains this text.
+    pub(crate) async fn message(&self, text: &str) -> Value {
+        self.line(text, |line| message(line).contains(text)).await
+    }
+
+    pub(crate) async fn message_after(&self, from: usize, text: &str) -> Value {
+        self.line_after(from, text, |line| message(line).contains(text)).await
+    }
+
+    /// The (first) address of a listener.
+    pub(crate) async fn address(&self, listener: &str) -> SocketAddr {
+        let line = self
+            .line("listening", |line| {
+                message(line) == "listening" && line["listener"] == *listener
+            })
+            .await;
+        line["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Waits until a slot takes clients, and gives its pid.
+    pub(crate) async fn ready(&self, slot: &str) -> u32 {
+        self.ready_after(0, slot).await
+    }
+
+    /// The same for lines from `from` on.
+    pub(crate) async fn ready_after(&self, from: usize, slot: &str) -> u32 {
+        let line = self
+            .line_after(from, &format!("{slot} takes clients"), |line| {
+                message(line) == "takes clients" && line["slot"] == *slot
+            })
+            .await;
+        line["pid"].as_u64().unwrap_or_default().try_into().unwrap()
+    }
+
+    /// Waits until all slots of a cluster of workers take clients, and gives their pids.
+    pub(crate) async fn all_ready(&self, cluster: &str, count: usize) -> Vec<u32> {
+        let mut pids = Vec::new();
+        for index in 0..count {
+            pids.push(self.ready(&format!("{cluster}/{index}")).await);
+        }
+        pids
+    }
+
+    /// All connection records so far.
+    pub(crate) fn records(&self) -> Vec<Value> {
+        self.log().iter().filter(|line| message(line) == "connection").cloned().collect()
+    }
+
+    /// The record of the connection from this client address.
+    pub(crate) async fn record_of(&self, client: SocketAddr) -> Value {
+        let client = client.to_string();
+        self.line(&format!("record of {client}"), |line| {
+            message(line) == "connection" && line["client"] == *client
+        })
+        .await
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(pid(self.child.id()), signal).unwrap();
+    }
+
+    /// Writes another configuration, sends HUP, and waits for the answer.
+    pub(crate) async fn reload(&self, config: &str) -> Value {
+        fs::write(self.config_file(), config).unwrap();
+        let mark = self.mark();
+        self.signal(Signal::SIGHUP);
+        self.line_after(mark, "answer to HUP", |line| message(line).contains("reloaded")).await
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        self.exit_within(SOON).await
+    }
+
+    pub(crate) async fn exit_within(&mut self, within: Duration) -> ExitStatus {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.ended = Some(status);
+                // The reader of its log ends with it, and drops the sender.
+                let mut lines = self.lines.clone();
+                let _ended = timeout(SOON, async { while lines.changed().await.is_ok() {} }).await;
+                return status;
+            }
+            assert!(Instant::now() < deadline, "homescar does not end\n{}", self.tail());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The last lines of its log, for messages.
+    pub(crate) fn tail(&self) -> String {
+        let log = self.log();
+        let from = log.len().saturating_sub(60);
+        log[from..].iter().map(|line| format!("{line}\n")).collect()
+    }
+}
+
+impl Drop for Homescar {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ended = self.child.kill();
+            let _reaped = self.child.wait();
+        }
+    }
+}
+
+/// The message of a log line; the line itself when it is not JSON.
+pub(crate) fn message(line: &Value) -> &str {
+    line["message"].as_str().or_else(|| line.as_str()).unwrap_or_default()
+}
+
+pub(crate) fn pid(pid: u32) -> Pid {
+    Pid::from_raw(pid.try_into().unwrap())
+}
+
+/// Whether a process exists and is not a zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("").starts_with(['Z', 'X']))
+}
+
+/// Waits for a condition that nothing announces, looking often.
+pub(crate) async fn eventually(what: &str, within: Duration, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + within;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Resident memory of a process, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Open descriptors of a process.
+pub(crate) fn descriptors(pid: u32) -> usize {
+    fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd")).unwrap().count()
+}
