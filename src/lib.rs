@@ -1,6 +1,73 @@
-//! homescar: starts your worker processes, keeps them alive, and sends every client to its own one.
-
-#![forbid(clippy::await_holding_lock)]
+//! homescar starts your worker processes, keeps them alive, and is the front door that sends each
+//! client to *its* worker: for the life of the connection, and at every visit after.
+//!
+//! This page is the map. Read it first; it is kept true.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | client, downstream | who connects to us; *downstream* and *upstream* are only directions |
+//! | [`Listener`](proxy::Listener) | a front door: addresses, limits, and the cluster behind it |
+//! | [`Cluster`](cluster::Cluster) | the named group of slots behind a listener |
+//! | [`Slot`](cluster::Slot) | a stable home inside a cluster, `app/0`, `app/1`, … Clients hash to *slots*, never to processes, ports or addresses |
+//! | [`Backend`](cluster::Backend) | what stands in a slot now: address, generation, health |
+//! | worker | a process that we supervise; it fills a slot. Its restart is the slot's next **generation** |
+//! | [`AffinityKey`](affinity::AffinityKey) | what identifies a client: its masked address |
+//! | [`Snapshot`](cluster::Snapshot) | all routing state of a cluster at one moment: immutable, built whole, swapped whole, numbered |
+//! | [`Controller`](cluster::Controller) | the only writer of snapshots: one task, one inbox |
+//! | drain | the orderly end: no new work, finish the old, by a deadline |
+//!
+//! # The life of a connection
+//!
+//! `proxy/listener.rs` accepts → `proxy/admit.rs` counts → `proxy/identify.rs` finds out who the
+//! client is → [`AffinityKey`](affinity::AffinityKey) → [`Snapshot::route`](cluster::Snapshot::route)
+//! decides → `proxy/connect.rs` connects, holds, or goes on to the next candidate →
+//! `proxy/relay.rs` carries until both sides are done → `proxy/record.rs` says how it ended.
+//! `proxy/connection.rs` is that line as code.
+//!
+//! # The life of a worker
+//!
+//! [`supervisor`] spawns it and reports `Started`; it says `READY=1`, or [`health`] finds it well;
+//! the [`Controller`](cluster::Controller) publishes a snapshot in which its slot takes clients.
+//! When it exits, hangs or is told to go, the slot is passed over, waited for or refused
+//! ([`OnDown`](config::OnDown)) until the next generation stands in it. The hash table does not
+//! change by any of this: same slots, same names, same clients.
+//!
+//! # Two planes
+//!
+//! The data plane ([`proxy::DataPlane`]) has threads of its own, each with a runtime and a socket
+//! of its own. The control plane is one runtime on the main thread. They meet in [`cluster`]: the
+//! data plane loads a snapshot by one atomic pointer.
+//!
+//! # Who may use whom
+//!
+//! Each may use only what stands above it; a test holds the source to it.
+//!
+//! | room | may use |
+//! |---|---|
+//! | [`affinity`] | nothing of ours |
+//! | [`config`] | nothing of ours |
+//! | `log` | `config` |
+//! | [`cluster`] | `affinity`, `config` |
+//! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy` |
+//! | [`proxy`] | `cluster`, `affinity`, `config` |
+//! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
+//! | [`app`] | all of these |
+//! | [`cli`] | `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |
+//!
+//! # Invariants
+//!
+//! 1. The data plane never waits for the control plane, but where a client is held for its slot,
+//!    bounded in time and number.
+//! 2. A connection decides on exactly one snapshot; one that was held decides anew on the snapshot
+//!    that ends its wait.
+//! 3. `affinity` and every state machine take time and randomness as arguments.
+//! 4. Every task has an owner that can await or cut it; every queue and loop has a bound; every
+//!    wait has a deadline.
+//! 5. Every accepted connection yields exactly one record, also when it is cut.
+//! 6. A slot's identity is its name: weight, health, address and pid are not part of it.
+//! 7. Only `main` decides the exit code.
 
 pub mod affinity;
 pub mod app;

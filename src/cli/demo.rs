@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::{Exit, LogArguments, complain, complain_faults, serve};
 use crate::{
-    config::{Config, Drain, Facts, ReadyBy, RunOptions, Source},
+    config::{Config, Drain, Facts, Log, ReadyBy, RunOptions, Source},
     demo::{self, hub::Hub, worker::WorkerEnv},
 };
 
@@ -23,8 +23,8 @@ pub(super) struct Arguments {
     #[arg(short, long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
     listen: Vec<String>,
     /// How many workers
-    #[arg(short, long, value_name = "N", default_value = "4")]
-    workers: String,
+    #[arg(short, long, value_name = "N", default_value_t = 4)]
+    workers: usize,
     #[command(flatten)]
     log: LogArguments,
 }
@@ -58,12 +58,10 @@ pub(super) fn run(arguments: Arguments) -> Exit {
         }
     };
     let hub = folder.path().join("hub.sock");
-    let log = arguments.log;
-    let config = match config(arguments, &hub) {
-        Ok(config) => Config { log: log.over(config.log), ..config },
-        Err(exit) => return exit,
-    };
-    serve::with_runtime(async |_| with_hub(hub, config).await)
+    match config(arguments, &hub) {
+        Ok(config) => serve::with_runtime(with_hub(hub, config)),
+        Err(exit) => exit,
+    }
 }
 
 async fn with_hub(path: PathBuf, config: Config) -> Exit {
@@ -90,7 +88,8 @@ async fn with_hub(path: PathBuf, config: Config) -> Exit {
 }
 
 fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
-    let Arguments { mut listen, workers, log: _ } = arguments;
+    let Arguments { mut listen, workers, log } = arguments;
+    let log = log.over(Log::default());
     // A second address that a browser on this machine comes from, hence a second client.
     let default = ["127.0.0.1:3000"];
     if listen == default && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
@@ -101,7 +100,7 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
         Exit::Unavailable
     })?;
     let command = vec![exe.display().to_string(), demo::WORKER_COMMAND.into()];
-    let options = RunOptions { listen, workers: Some(workers), contract: None, command };
+    let options = RunOptions { listen, workers: Some(workers), contract: None, command, log };
     let mut config = Config::for_run(options, &Facts::of_this_process()).map_err(|faults| {
         complain_faults(&faults);
         Exit::Usage

@@ -9,7 +9,10 @@ use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Faults, demo as chat, supervisor};
+use crate::{
+    config::{Faults, Log, LogFormat, LogLevel},
+    supervisor,
+};
 
 /// How a command ends. The numbers are those of sysexits.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,21 +80,6 @@ struct LogArguments {
     log_level: Option<LogLevel>,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
 /// Runs the command that the arguments of this process ask for.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     match Arguments::try_parse_from(arguments) {
@@ -141,19 +129,10 @@ fn complain_faults(faults: &Faults) {
 
 impl LogArguments {
     /// The configured log with what was said on the command line.
-    fn over(self, configured: crate::config::Log) -> crate::config::Log {
-        use crate::config::{self, Log};
-        let format = self.log_format.map_or(configured.format, |format| match format {
-            LogFormat::Text => config::LogFormat::Text,
-            LogFormat::Json => config::LogFormat::Json,
-        });
-        let level = self.log_level.map_or(configured.level, |level| match level {
-            LogLevel::Error => config::LogLevel::Error,
-            LogLevel::Warn => config::LogLevel::Warn,
-            LogLevel::Info => config::LogLevel::Info,
-            LogLevel::Debug => config::LogLevel::Debug,
-            LogLevel::Trace => config::LogLevel::Trace,
-        });
-        Log { format, level }
+    fn over(self, configured: Log) -> Log {
+        Log {
+            format: self.log_format.unwrap_or(configured.format),
+            level: self.log_level.unwrap_or(configured.level),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `homescar run`: the whole job without a configuration file.
 
 use super::{Exit, LogArguments, complain_faults, serve};
-use crate::config::{Config, Facts, RunOptions};
+use crate::config::{Config, Contract, Facts, Log, RunOptions};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -10,11 +10,11 @@ pub(super) struct Arguments {
     listen: Vec<String>,
     /// How many workers [default: WEB_CONCURRENCY, else one per core]
     #[arg(short, long, value_name = "N")]
-    workers: Option<String>,
+    workers: Option<usize>,
     /// How a worker gets its socket: `port` (PORT is a port), `unix` (PORT is a path) or `fd`
     /// (LISTEN_FDS)
     #[arg(long, value_name = "CONTRACT")]
-    contract: Option<String>,
+    contract: Option<Contract>,
     #[command(flatten)]
     log: LogArguments,
     /// The worker's program and its arguments
@@ -24,12 +24,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Exit {
     let Arguments { listen, workers, contract, log, command } = arguments;
-    let options = RunOptions { listen, workers, contract, command };
-    match Config::for_run(&options, &Facts::of_this_process()) {
-        Ok(config) => {
-            let config = Config { log: log.over(config.log), ..config };
-            serve::with_runtime(async |_| serve::serve(config, None).await)
-        }
+    let log = log.over(Log::default());
+    let options = RunOptions { listen, workers, contract, command, log };
+    match Config::for_run(options, &Facts::of_this_process()) {
+        Ok(config) => serve::with_runtime(serve::serve(config, None)),
         Err(faults) => {
             complain_faults(&faults);
             Exit::Usage

@@ -7,7 +7,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::Builder,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
@@ -33,7 +33,7 @@ pub(super) fn run(file: PathBuf, log: LogArguments) -> Exit {
         Err(exit) => return exit,
     };
     let config = Config { log: log.over(config.log), ..config };
-    with_runtime(async |_| serve(config, Some(file)).await)
+    with_runtime(serve(config, Some(file)))
 }
 
 pub(super) fn load(file: &Path) -> Result<Config, Exit> {
@@ -45,9 +45,9 @@ pub(super) fn load(file: &Path) -> Result<Config, Exit> {
 
 /// Runs a command on the control plane's runtime. It is made on the main thread, which lives as
 /// long as the process: workers die with the thread that spawned them.
-pub(super) fn with_runtime(command: impl AsyncFnOnce(&Runtime) -> Exit) -> Exit {
+pub(super) fn with_runtime(command: impl Future<Output = Exit>) -> Exit {
     match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(command(&runtime)),
+        Ok(runtime) => runtime.block_on(command),
         Err(error) => {
             complain(format_args!("cannot start: {error}"));
             Exit::Unavailable
