@@ -76,6 +76,6 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod health;
-mod log;
+pub mod log;
 pub mod proxy;
 pub mod supervisor;

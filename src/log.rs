@@ -12,7 +12,6 @@ use tracing::{Event, Level, Subscriber, level_filters::LevelFilter, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     Layer as _, Registry,
-    field::RecordFields,
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt as _,
     registry::LookupSpan,

@@ -11,7 +11,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use super::{Exit, LogArguments, complain, complain_faults, serve};
+use super::{Exit, LogArguments, complain, complain_chain, complain_faults, serve};
 use crate::{
     config::{Config, Drain, Facts, Log, ReadyBy, RunOptions, Source},
     demo::{self, hub::Hub, worker::WorkerEnv},
@@ -38,11 +38,12 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// One worker of the demo.
 pub(super) fn worker() -> Exit {
+    let _log = crate::log::Log::start(Log::default());
     let ended = WorkerEnv::from_env().and_then(demo::worker::run);
     match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            complain(error);
+            complain_chain(&error);
             Exit::Failure
         }
     }

@@ -121,6 +121,12 @@ fn complain(message: impl fmt::Display) {
     eprintln!("homescar: {message}");
 }
 
+/// Writes an error with its causes, in one line.
+fn complain_chain(error: &dyn std::error::Error) {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    complain(causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}")));
+}
+
 /// Writes all faults of a configuration, a line each.
 #[expect(clippy::print_stderr, reason = "the command line speaks to the person who typed it")]
 fn complain_faults(faults: &Faults) {

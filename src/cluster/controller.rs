@@ -129,7 +129,9 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
         let generation = backend.map(|b| b.generation);
         let pid = backend.and_then(|b| b.pid);
         match (entry.skip, backend.map(|b| &b.health)) {
-            (None, _) => info!(%slot, generation, pid, "takes clients"),
+            // Whoever started a worker says itself that it got ready.
+            (None, _) if matches!(was, None | Some(Some(Skip::Starting))) => {}
+            (None, _) => info!(%slot, generation, pid, "takes clients again"),
             (Some(skip), Some(Health::Unhealthy { why, .. })) => {
                 warn!(%slot, generation, pid, %why, "takes no clients: {skip}");
             }

@@ -160,7 +160,7 @@ async fn a_worker_that_exits_at_once_is_one_loud_state() {
     }
     let looping = |snapshot: &Snapshot| snapshot.entries[0].skip == Some(Skip::CrashLoop);
     let snapshot = rig.until("a crash loop", looping).await;
-    assert!(!snapshot.entries[0].is_coming_back());
+    assert!(!snapshot.entries[0].is_coming_back(Skip::CrashLoop));
 
     let busy = cpu_time();
     tokio::time::sleep(Duration::from_secs(3)).await;

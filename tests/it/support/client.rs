@@ -48,8 +48,6 @@ impl Client {
     /// Connects from this address.
     pub(crate) async fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<Self> {
         let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // Ports are chosen per destination at connect, not per address at bind.
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
         socket.bind((from, 0).into())?;
         let stream = timeout(SOON, socket.connect(to)).await??;
         stream.set_nodelay(true)?;

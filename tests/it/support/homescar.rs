@@ -153,8 +153,8 @@ impl Homescar {
     /// The same for lines from `from` on.
     pub(crate) async fn ready_after(&self, from: usize, slot: &str) -> u32 {
         let line = self
-            .line_after(from, &format!("{slot} takes clients"), |line| {
-                message(line) == "takes clients" && line["slot"] == *slot
+            .line_after(from, &format!("{slot} ready"), |line| {
+                line["slot"] == *slot && message(line).contains("ready after")
             })
             .await;
         line["pid"].as_u64().unwrap_or_default().try_into().unwrap()

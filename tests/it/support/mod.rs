@@ -1,5 +1,7 @@
 //! What the tests share.
 
+pub(crate) mod client;
+pub(crate) mod homescar;
 mod log;
 mod rig;
 

@@ -1,0 +1,172 @@
+//! The end: TERM, TERM again, and KILL.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use tokio::{io::AsyncWriteExt as _, task::JoinSet};
+
+use crate::support::{
+    client::{Client, address_of_client, is_refused},
+    homescar::{Homescar, SOON, WORKER, eventually, is_alive},
+};
+
+fn config(drain: &str, options: &str) -> String {
+    format!(
+        r#"
+        threads = 2
+        [listener.web]
+        bind = "127.0.0.1:0"
+        cluster = "app"
+        [cluster.app]
+        workers = {{ command = ["{WORKER}"{options}], count = 4, stop_timeout = "2s" }}
+        drain = {{ timeout = "{drain}" }}
+        "#
+    )
+}
+
+/// Under load: accepted work finishes, new connections are refused, exit 0 before the deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn term_finishes_accepted_work_and_refuses_new() {
+    let mut homescar = Homescar::serve(&config("20s", ""));
+    let pids = homescar.all_ready("app", 4).await;
+    let web = homescar.address("web").await;
+
+    // Work in progress: each has sent half of what it has to say.
+    let mut working = Vec::new();
+    for index in 0..200 {
+        let mut client = Client::connect_from(address_of_client(index), web).await.unwrap();
+        client.send("sink\n").await.unwrap();
+        client.send(vec![b'x'; 1000]).await.unwrap();
+        working.push(client);
+    }
+    // And a load of new ones all the while.
+    let (served, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut load = JoinSet::new();
+    for lane in 0..4 {
+        let (served, refused) = (Arc::clone(&served), Arc::clone(&refused));
+        load.spawn(async move {
+            for index in (lane..).step_by(4) {
+                let attempt = Client::connect_from(address_of_client(index % 250), web).await;
+                match attempt {
+                    Ok(mut client) => {
+                        client.whoami().await?;
+                        served.fetch_add(1, Relaxed);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        refused.fetch_add(1, Relaxed);
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+    }
+    eventually("the load runs", SOON, || served.load(Relaxed) > 200).await;
+    homescar.signal(Signal::SIGTERM);
+    let began = Instant::now();
+    while let Some(joined) = load.join_next().await {
+        joined.unwrap().expect("a connection that was accepted was served");
+    }
+    assert_eq!(refused.load(Relaxed), 4);
+    assert!(is_refused(web).await);
+
+    for client in &mut working {
+        client.send(vec![b'y'; 500]).await.unwrap();
+        client.shutdown().await.unwrap();
+        let answer = String::from_utf8(client.rest().await.unwrap()).unwrap();
+        assert!(answer.starts_with("1500 "), "{answer:?}");
+    }
+    let status = homescar.exit().await;
+    assert_eq!(status.code(), Some(0), "{}", homescar.tail());
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(pids.iter().all(|pid| !is_alive(*pid)));
+    let cut = homescar.records().iter().filter(|record| record["reason"] == "cut").count();
+    assert_eq!(cut, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_outlives_the_drain_is_cut_and_recorded() {
+    let mut homescar = Homescar::serve(&config("500ms", ""));
+    homescar.all_ready("app", 4).await;
+    let mut client = Client::connect(homescar.address("web").await).await.unwrap();
+    client.whoami().await.unwrap();
+    homescar.signal(Signal::SIGTERM);
+    let rest = client.rest().await;
+    assert!(rest.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
+    assert_eq!(homescar.exit().await.code(), Some(0));
+    let records = homescar.records();
+    assert_eq!(records.len(), 1);
+    assert_eq!((&records[0]["by"], &records[0]["reason"]), (&"proxy".into(), &"cut".into()));
+    assert!(records[0]["slot"].as_str().unwrap().starts_with("app/"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_term_does_not_wait_for_connections_nor_a_third_for_workers() {
+    let mut homescar = Homescar::serve(
+        &config("60s", r#", "--ignore-term""#).replace("\"2s\"", "\"60s\""),
+    );
+    let pids = homescar.all_ready("app", 4).await;
+    let mut client = Client::connect(homescar.address("web").await).await.unwrap();
+    client.whoami().await.unwrap();
+    homescar.signal(Signal::SIGTERM);
+    homescar.message("draining").await;
+    homescar.signal(Signal::SIGTERM);
+    homescar.message("cutting 1 connections").await;
+    assert!(client.rest().await.is_err());
+    assert!(pids.iter().all(|pid| is_alive(*pid)));
+    homescar.signal(Signal::SIGINT);
+    homescar.message("killing workers").await;
+    assert_eq!(homescar.exit().await.code(), Some(0));
+    assert!(pids.iter().all(|pid| !is_alive(*pid)));
+}
+
+/// `kill -9` of homescar: nothing that it started is left after a second, be it daemonised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_survives_a_homescar_that_was_killed() {
+    let mut homescar = Homescar::serve(&config("30s", r#", "--children", "--ignore-term""#));
+    let workers = homescar.all_ready("app", 4).await;
+    let family = family_of(homescar.pid());
+    assert!(family.len() >= 4 * 3, "workers, children and grandchildren: {family:?}");
+    assert!(workers.iter().all(|pid| family.contains(pid)));
+    let mut client = Client::connect(homescar.address("web").await).await.unwrap();
+    client.stream.get_mut().write_all(b"whoami\n").await.unwrap();
+
+    homescar.signal(Signal::SIGKILL);
+    eventually("all are gone", Duration::from_secs(1), || {
+        family.iter().all(|pid| !is_alive(*pid))
+    })
+    .await;
+    homescar.exit().await;
+    client.rest().await.ok();
+}
+
+/// All processes of this instance, found by what they inherit: its mark in their environment.
+fn family_of(homescar: u32) -> Vec<u32> {
+    let mark_of = |pid: u32| {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let mark = environ.split(|byte| *byte == 0).find(|v| v.starts_with(b"HOMESCAR_INSTANCE="))?;
+        Some(mark.to_vec())
+    };
+    let parent_of = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+    };
+    let all: Vec<u32> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    let mark = all
+        .iter()
+        .filter(|pid| parent_of(**pid) == Some(homescar))
+        .find_map(|pid| mark_of(*pid))
+        .expect("a worker with the mark of its instance");
+    all.into_iter().filter(|pid| mark_of(*pid).as_ref() == Some(&mark)).collect()
+}
