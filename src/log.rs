@@ -54,12 +54,21 @@ impl Log {
                 .boxed(),
             LogFormat::Text => {
                 let is_terminal = io::stderr().is_terminal();
-                lines.with_ansi(is_terminal).event_format(Text { is_terminal }).boxed()
+                lines
+                    .with_ansi(is_terminal)
+                    .event_format(Text { is_terminal })
+                    .boxed()
             }
         };
-        let _started_before = tracing_subscriber::registry().with(filter).with(lines).try_init();
+        let _started_before = tracing_subscriber::registry()
+            .with(filter)
+            .with(lines)
+            .try_init();
         let _set_before = LEVEL.set(level);
-        Self { _writer: guard, dropped }
+        Self {
+            _writer: guard,
+            dropped,
+        }
     }
 
     /// Says now and then how many lines were dropped, for ever.
@@ -69,7 +78,10 @@ impl Log {
             tokio::time::sleep(Duration::from_secs(10)).await;
             let dropped = self.dropped.dropped_lines();
             if dropped > reported {
-                warn!("{} log lines were dropped: they came faster than they could be written", dropped - reported);
+                warn!(
+                    "{} log lines were dropped: they came faster than they could be written",
+                    dropped - reported
+                );
                 reported = dropped;
             }
         }

@@ -29,7 +29,12 @@ impl RunningCluster {
         tasks.spawn(async move { stopped.run_until_cancelled(controller.run()).await });
         let checker = Checker::new(cluster.clone());
         tasks.spawn(checker.run(stop.clone().cancelled_owned()));
-        let mut new = Self { cluster, supervisor: None, tasks, stop };
+        let mut new = Self {
+            cluster,
+            supervisor: None,
+            tasks,
+            stop,
+        };
         new.supervise(config, home);
         new
     }
@@ -42,10 +47,14 @@ impl RunningCluster {
     /// leave get no new clients while they drain.
     pub(super) async fn configure(&mut self, config: &config::Cluster, home: &Arc<Home>) {
         let before = self.cluster.load().number;
-        self.cluster.report(Event::Configure(Arc::new(config.clone()))).await;
+        self.cluster
+            .report(Event::Configure(Arc::new(config.clone())))
+            .await;
         // The controller is alive as long as `self` is, so the answer comes.
-        let _published =
-            self.cluster.wait_until(Duration::from_secs(10), |now| now.number > before).await;
+        let _published = self
+            .cluster
+            .wait_until(Duration::from_secs(10), |now| now.number > before)
+            .await;
         self.supervise(config, home);
     }
 

@@ -17,7 +17,12 @@ impl App {
     /// one kills the workers.
     pub(super) async fn drain(self, signals: mpsc::Receiver<Signal>) {
         let mut signals = signals;
-        let longest = self.config.clusters.iter().map(|cluster| cluster.drain.timeout).max();
+        let longest = self
+            .config
+            .clusters
+            .iter()
+            .map(|cluster| cluster.drain.timeout)
+            .max();
         let deadline = longest.unwrap_or_default();
         info!(
             connections = self.plane.open(),
@@ -44,7 +49,10 @@ impl App {
             }
         }
         self.plane.cut(Cut::All).await;
-        if timeout(CUT_TIMEOUT, self.plane.wait_until_idle()).await.is_err() {
+        if timeout(CUT_TIMEOUT, self.plane.wait_until_idle())
+            .await
+            .is_err()
+        {
             warn!("{} connections are still there", self.plane.open());
         }
     }

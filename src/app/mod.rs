@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use self::cluster::RunningCluster;
 use crate::{
-    config::{Bind, Config, Facts, Faults},
+    config::{self, Bind, Config, Facts, Faults},
     proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Settings},
     supervisor::Home,
 };
@@ -31,11 +31,31 @@ pub struct App {
     plane: Arc<DataPlane>,
     clusters: BTreeMap<Arc<str>, RunningCluster>,
     listeners: BTreeMap<Arc<str>, Arc<Listener>>,
-    doors: HashMap<Bind, Arc<Door>>,
+    doors: HashMap<Place, Arc<Door>>,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
     shutdown: CancellationToken,
+}
+
+/// What tells doors apart. The listener's name counts only where the kernel chooses the port: an
+/// address that is named leads to the same socket, whoever names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    bind: Bind,
+    listener: Option<Arc<str>>,
+}
+
+impl Place {
+    fn of(listener: &config::Listener) -> impl Iterator<Item = Self> + '_ {
+        listener.bind.iter().map(|bind| {
+            let chosen = bind.addr.port() == 0;
+            Self {
+                bind: *bind,
+                listener: chosen.then(|| Arc::clone(&listener.name)),
+            }
+        })
+    }
 }
 
 /// Why homescar could not start.
@@ -73,7 +93,7 @@ impl App {
     ///
     /// When an address cannot be listened on, or the system has no room for us.
     pub fn start(config: Config, file: Option<PathBuf>, exe: PathBuf) -> Result<Self, StartError> {
-        let mut groups = bind_new(&config, &HashMap::default(), config.threads)?;
+        let mut groups = bind_new(&config, &HashMap::default())?;
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let home = Arc::new(Home::new(exe)?);
         let mut app = Self {
@@ -94,7 +114,8 @@ impl App {
         for config in app.config.listeners.clone() {
             let settings = app.settings(config);
             let listener = Listener::new(settings);
-            app.listeners.insert(Arc::clone(listener.name()), Arc::clone(&listener));
+            app.listeners
+                .insert(Arc::clone(listener.name()), Arc::clone(&listener));
             app.open_doors(&listener, &mut groups);
         }
         Ok(app)
@@ -132,20 +153,20 @@ impl App {
         }
     }
 
-    fn settings(&self, config: crate::config::Listener) -> Settings {
+    fn settings(&self, config: config::Listener) -> Settings {
         let cluster = self.clusters[&config.cluster].cluster().clone();
         Settings { config, cluster }
     }
 
     /// Opens the new addresses of a listener, and leads those that were open before to it.
-    fn open_doors(&mut self, listener: &Arc<Listener>, groups: &mut HashMap<Bind, BoundGroup>) {
-        let config = self.config.listeners.iter().find(|config| config.name == *listener.name());
-        for bind in config.into_iter().flat_map(|config| &config.bind) {
-            if let Some(group) = groups.remove(bind) {
+    fn open_doors(&mut self, listener: &Arc<Listener>, groups: &mut HashMap<Place, BoundGroup>) {
+        let settings = listener.settings();
+        for place in Place::of(&settings.config) {
+            if let Some(group) = groups.remove(&place) {
                 let door = self.plane.listen(Arc::clone(listener), group);
                 info!(listener = &**listener.name(), address = %door.address(), "listening");
-                self.doors.insert(*bind, door);
-            } else if let Some(door) = self.doors.get(bind) {
+                self.doors.insert(place, door);
+            } else if let Some(door) = self.doors.get(&place) {
                 door.lead_to(Arc::clone(listener));
             }
         }
@@ -155,24 +176,28 @@ impl App {
 /// Binds every address of a configuration that is not open yet: all, or none.
 fn bind_new(
     config: &Config,
-    open: &HashMap<Bind, Arc<Door>>,
-    threads: std::num::NonZeroUsize,
-) -> Result<HashMap<Bind, BoundGroup>, StartError> {
+    open: &HashMap<Place, Arc<Door>>,
+) -> Result<HashMap<Place, BoundGroup>, StartError> {
     let mut groups = HashMap::default();
     for listener in &config.listeners {
-        for bind in listener.bind.iter().filter(|bind| !open.contains_key(bind)) {
-            let group = BoundGroup::bind(*bind, threads).map_err(|source| StartError::Bind {
-                listener: Arc::clone(&listener.name),
-                source,
+        for place in Place::of(listener).filter(|place| !open.contains_key(place)) {
+            let group = BoundGroup::bind(place.bind, config.threads).map_err(|source| {
+                StartError::Bind {
+                    listener: Arc::clone(&listener.name),
+                    source,
+                }
             })?;
-            groups.insert(*bind, group);
+            groups.insert(place, group);
         }
     }
     Ok(groups)
 }
 
 fn log_faults(faults: &Faults) {
-    warn!("not reloaded, nothing has changed: the configuration has {} faults", faults.iter().len());
+    warn!(
+        "not reloaded, nothing has changed: the configuration has {} faults",
+        faults.iter().len()
+    );
     for line in faults.to_string().lines() {
         warn!("{line}");
     }

@@ -3,14 +3,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use ahash::{HashMap, HashSet};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{App, StartError, bind_new, cluster::RunningCluster, cluster::stop_workers};
+use super::{
+    App, Place, StartError, bind_new,
+    cluster::{RunningCluster, stop_workers},
+};
 use crate::{
     cluster::{Cluster, Slot},
     config::Config,
-    proxy::{Cut, Listener},
+    proxy::{BoundGroup, Cut, Listener},
 };
 
 impl App {
@@ -28,7 +32,7 @@ impl App {
             );
             config.threads = self.config.threads;
         }
-        let mut groups = bind_new(&config, &self.doors, config.threads)?;
+        let mut groups = bind_new(&config, &self.doors)?;
 
         self.plane.set_max_connections(config.max_connections);
         crate::log::set_level(config.log.level);
@@ -71,14 +75,16 @@ impl App {
             if let Some(supervisor) = supervisor {
                 let shutdown = self.shutdown.clone();
                 self.leaving.spawn(async move {
-                    let _cut_short = shutdown.run_until_cancelled(tokio::time::sleep(drain)).await;
+                    let _cut_short = shutdown
+                        .run_until_cancelled(tokio::time::sleep(drain))
+                        .await;
                     stop_workers(&supervisor, &shutdown).await;
                 });
             }
         }
     }
 
-    fn change_listeners(&mut self, groups: &mut ahash::HashMap<crate::config::Bind, crate::proxy::BoundGroup>) {
+    fn change_listeners(&mut self, groups: &mut HashMap<Place, BoundGroup>) {
         let mut old = std::mem::take(&mut self.listeners);
         for config in self.config.listeners.clone() {
             let settings = self.settings(config);
@@ -89,7 +95,8 @@ impl App {
                 }
                 None => Listener::new(settings),
             };
-            self.listeners.insert(Arc::clone(listener.name()), Arc::clone(&listener));
+            self.listeners
+                .insert(Arc::clone(listener.name()), Arc::clone(&listener));
             self.open_doors(&listener, groups);
         }
         for listener in old.into_values() {
@@ -99,9 +106,11 @@ impl App {
 
     /// Closes the addresses that the configuration no longer names.
     async fn close_doors(&mut self) {
-        let config = &self.config;
-        let named = |bind: &_| config.listeners.iter().any(|l| l.bind.contains(bind));
-        let closed: Vec<_> = self.doors.extract_if(|bind, _| !named(bind)).collect();
+        let named: HashSet<Place> = self.config.listeners.iter().flat_map(Place::of).collect();
+        let closed: Vec<_> = self
+            .doors
+            .extract_if(|place, _| !named.contains(place))
+            .collect();
         for (_, door) in closed {
             info!(address = %door.address(), "no longer listening");
             door.close().await;
@@ -118,7 +127,11 @@ impl App {
         for running in leave.into_values() {
             let snapshot = running.cluster().load();
             let drain = snapshot.config.drain.timeout;
-            let slots: Vec<_> = snapshot.entries.iter().map(|e| Arc::clone(&e.slot)).collect();
+            let slots: Vec<_> = snapshot
+                .entries
+                .iter()
+                .map(|e| Arc::clone(&e.slot))
+                .collect();
             let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
             self.leaving.spawn(async move {
                 for slot in &slots {
@@ -140,7 +153,10 @@ impl App {
         self.leaving.spawn(async move {
             let idle = timeout(drain, listener.wait_until_idle());
             if let Some(Err(_)) = shutdown.run_until_cancelled(idle).await {
-                info!(listener = &**listener.name(), "cutting what is left of a removed listener");
+                info!(
+                    listener = &**listener.name(),
+                    "cutting what is left of a removed listener"
+                );
                 plane.cut(Cut::Listener(listener)).await;
             }
         });

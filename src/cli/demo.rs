@@ -54,7 +54,9 @@ pub(super) fn run(arguments: Arguments) -> Exit {
     let folder = match tempfile::Builder::new().prefix("homescar-demo-").tempdir() {
         Ok(folder) => folder,
         Err(error) => {
-            complain(format_args!("cannot make a folder for the hub's socket: {error}"));
+            complain(format_args!(
+                "cannot make a folder for the hub's socket: {error}"
+            ));
             return Exit::Unavailable;
         }
     };
@@ -89,7 +91,11 @@ async fn with_hub(path: PathBuf, config: Config) -> Exit {
 }
 
 fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
-    let Arguments { mut listen, workers, log } = arguments;
+    let Arguments {
+        mut listen,
+        workers,
+        log,
+    } = arguments;
     let log = log.over(Log::default());
     // A second address that a browser on this machine comes from, hence a second client.
     let default = ["127.0.0.1:3000"];
@@ -101,7 +107,13 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
         Exit::Unavailable
     })?;
     let command = vec![exe.display().to_string(), demo::WORKER_COMMAND.into()];
-    let options = RunOptions { listen, workers: Some(workers), contract: None, command, log };
+    let options = RunOptions {
+        listen,
+        workers: Some(workers),
+        contract: None,
+        command,
+        log,
+    };
     let mut config = Config::for_run(options, &Facts::of_this_process()).map_err(|faults| {
         complain_faults(&faults);
         Exit::Usage
@@ -124,7 +136,10 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
 }
 
 /// Tells the person at the terminal what to do.
-#[expect(clippy::print_stderr, reason = "the command line speaks to the person who typed it")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the command line speaks to the person who typed it"
+)]
 fn invite(config: &Config) {
     if !std::io::stderr().is_terminal() {
         return;

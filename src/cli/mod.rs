@@ -87,7 +87,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Err(error) => {
             // Help and version are answers and go to standard output.
             let _closed = error.print();
-            if error.use_stderr() { Exit::Usage } else { Exit::Ok }
+            if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            }
         }
     }
 }
@@ -116,7 +120,10 @@ impl Command {
 }
 
 /// Writes what a person at the terminal must see.
-#[expect(clippy::print_stderr, reason = "the command line speaks to the person who typed it")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the command line speaks to the person who typed it"
+)]
 fn complain(message: impl fmt::Display) {
     eprintln!("homescar: {message}");
 }
@@ -128,7 +135,10 @@ fn complain_chain(error: &dyn std::error::Error) {
 }
 
 /// Writes all faults of a configuration, a line each.
-#[expect(clippy::print_stderr, reason = "the command line speaks to the person who typed it")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the command line speaks to the person who typed it"
+)]
 fn complain_faults(faults: &Faults) {
     eprintln!("{faults}");
 }

@@ -23,9 +23,21 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> Exit {
-    let Arguments { listen, workers, contract, log, command } = arguments;
+    let Arguments {
+        listen,
+        workers,
+        contract,
+        log,
+        command,
+    } = arguments;
     let log = log.over(Log::default());
-    let options = RunOptions { listen, workers, contract, command, log };
+    let options = RunOptions {
+        listen,
+        workers,
+        contract,
+        command,
+        log,
+    };
     match Config::for_run(options, &Facts::of_this_process()) {
         Ok(config) => serve::with_runtime(serve::serve(config, None)),
         Err(faults) => {

@@ -32,7 +32,10 @@ pub(super) fn run(file: PathBuf, log: LogArguments) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let config = Config { log: log.over(config.log), ..config };
+    let config = Config {
+        log: log.over(config.log),
+        ..config
+    };
     with_runtime(serve(config, Some(file)))
 }
 

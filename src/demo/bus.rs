@@ -151,14 +151,19 @@ impl Bus {
 
 impl BusEnds {
     async fn tell(&self, event: Event) -> Result<(), BusError> {
-        self.events.send(event).await.map_err(|_closed| BusError::NoChat)
+        self.events
+            .send(event)
+            .await
+            .map_err(|_closed| BusError::NoChat)
     }
 }
 
 /// How long to wait before the next attempt: doubling, and between half and all of it by `chance`
 /// (0 to 1), so that workers do not come back in step.
 fn pause(failures: u32, chance: f64) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(1 << failures.min(16)).min(LONGEST_PAUSE);
+    let whole = FIRST_PAUSE
+        .saturating_mul(1 << failures.min(16))
+        .min(LONGEST_PAUSE);
     whole.mul_f64(0.5 + chance / 2.0)
 }
 

@@ -116,7 +116,11 @@ impl Chat {
     /// Moves a socket into `room`.
     pub(super) fn join(&self, id: SocketId, room: &str) {
         let mut state = self.lock();
-        if state.sockets.get(&id).is_some_and(|socket| socket.room.as_deref() == Some(room)) {
+        if state
+            .sockets
+            .get(&id)
+            .is_some_and(|socket| socket.room.as_deref() == Some(room))
+        {
             return;
         }
         self.leave(&mut state, id);
@@ -154,7 +158,11 @@ impl Chat {
             return;
         };
         match only {
-            Some(id) => entry.members.get(&id).iter().for_each(|member| member.push(text.clone())),
+            Some(id) => entry
+                .members
+                .get(&id)
+                .iter()
+                .for_each(|member| member.push(text.clone())),
             None => entry.tell(&text),
         }
     }
@@ -168,7 +176,9 @@ impl Chat {
             return Err(Refusal::NoBus);
         }
         let request = Request::Say { room, line };
-        self.requests.try_send(request).map_err(|_full| Refusal::NoBus)
+        self.requests
+            .try_send(request)
+            .map_err(|_full| Refusal::NoBus)
     }
 
     /// Hands on what the bus says, for as long as there is a bus. Histories are fetched by tasks
@@ -272,7 +282,9 @@ impl Room {
     }
 
     fn tell(&self, text: &Utf8Bytes) {
-        self.members.values().for_each(|member| member.push(text.clone()));
+        self.members
+            .values()
+            .for_each(|member| member.push(text.clone()));
     }
 
     fn tell_presence(&self, room: &str) {

@@ -84,18 +84,23 @@ async fn answer(worker: Arc<Worker>, request: Request<Incoming>) -> Result<Answe
     };
     if !allowed.contains(request.method()) {
         let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, "use another method");
-        let methods = if allowed.len() == 1 { "POST" } else { "GET, HEAD" };
-        refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+        let methods = if allowed.len() == 1 {
+            "POST"
+        } else {
+            "GET, HEAD"
+        };
+        refused
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static(methods));
         return Ok(refused);
     }
     Ok(match path {
         "/health" => text(StatusCode::OK, "text/plain; charset=utf-8", "ok"),
         "/whoami" => json_answer(StatusCode::OK, &who(&worker, path)),
         "/stats" => json_answer(StatusCode::OK, &stats(&worker)),
-        "/ws" | "/hash" | "/kill" if is_foreign(request.headers()) => problem(
-            StatusCode::FORBIDDEN,
-            "another site's page may not do this",
-        ),
+        "/ws" | "/hash" | "/kill" if is_foreign(request.headers()) => {
+            problem(StatusCode::FORBIDDEN, "another site's page may not do this")
+        }
         "/ws" => upgrade(worker, request),
         "/hash" => hash(&worker, request).await,
         "/kill" => kill_myself(&worker, request.uri().query()),
@@ -131,8 +136,13 @@ fn is_foreign(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return false;
     };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let origin = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| origin.split_once("://"));
     match (host, origin) {
         (Some(host), Some((_, origin))) => !origin.eq_ignore_ascii_case(host),
         _ => true,
@@ -142,8 +152,13 @@ fn is_foreign(headers: &HeaderMap) -> bool {
 fn upgrade(worker: Arc<Worker>, mut request: Request<Incoming>) -> Answer {
     let headers = request.headers();
     let has = |name, token: &str| {
-        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(token))
+        let values = headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        values
+            .flat_map(|value| value.split(','))
+            .any(|one| one.trim().eq_ignore_ascii_case(token))
     };
     if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
         let mut refused = problem(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket");
@@ -154,7 +169,9 @@ fn upgrade(worker: Arc<Worker>, mut request: Request<Incoming>) -> Answer {
     if !has(header::SEC_WEBSOCKET_VERSION, "13") {
         let mut refused = problem(StatusCode::UPGRADE_REQUIRED, "the version must be 13");
         let version = HeaderValue::from_static("13");
-        refused.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, version);
+        refused
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_VERSION, version);
         return refused;
     }
     let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY) else {
@@ -256,7 +273,10 @@ fn text(status: StatusCode, media_type: &'static str, content: &'static str) -> 
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'self'; frame-ancestors 'none'"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'self'; frame-ancestors 'none'",
+        ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }

@@ -239,7 +239,10 @@ impl Board {
 
     fn announce<'a>(&self, rooms: impl Iterator<Item = &'a String>) {
         for room in rooms {
-            let here = self.workers.values().filter_map(|worker| worker.people.get(room));
+            let here = self
+                .workers
+                .values()
+                .filter_map(|worker| worker.people.get(room));
             self.send_to_all(&FromHub::People {
                 room: room.clone(),
                 people: here.sum(),
@@ -298,7 +301,9 @@ mod tests {
         let (mut board, worker, mut waiting, _gone) = board();
         for id in 0..60 {
             board.handle(worker, say("lobby", id));
-            assert!(matches!(next(&mut waiting), FromHub::Line { line, .. } if line.at == id as u64));
+            assert!(
+                matches!(next(&mut waiting), FromHub::Line { line, .. } if line.at == id as u64)
+            );
         }
         board.handle(worker, say("lobby", 59));
         assert!(waiting.try_recv().is_err(), "told once");

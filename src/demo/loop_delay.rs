@@ -141,7 +141,11 @@ mod tests {
         assert_eq!(window.add(ms(50), ms(9)), None);
         assert_eq!(window.add(ms(101), ms(2)), Some(ms(9)));
         assert_eq!(window.add(ms(122), ms(1)), None);
-        assert_eq!(window.add(ms(900), ms(750)), Some(ms(750)), "a stall closes it at once");
+        assert_eq!(
+            window.add(ms(900), ms(750)),
+            Some(ms(750)),
+            "a stall closes it at once"
+        );
     }
 
     #[tokio::test]

@@ -191,14 +191,25 @@ mod tests {
             what: "text",
             at_most: 500,
         });
-        for bad in ["ü".repeat(501), "  ".to_owned(), "a\nb".to_owned(), "\u{0}".to_owned()] {
+        for bad in [
+            "ü".repeat(501),
+            "  ".to_owned(),
+            "a\nb".to_owned(),
+            "\u{0}".to_owned(),
+        ] {
             assert_eq!(say(&bad), refused, "{bad:?}");
         }
     }
 
     #[test]
     fn nonsense_is_refused_with_a_reason() {
-        for text in ["", "[]", "{}", r#"{"type":"sing"}"#, r#"{"type":"say","id":"1"}"#] {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"type":"sing"}"#,
+            r#"{"type":"say","id":"1"}"#,
+        ] {
             let refused = FromPage::decode(text).unwrap_err();
             assert_eq!(refused.code(), "malformed", "{text}");
         }
@@ -211,7 +222,10 @@ mod tests {
             status: 429,
             hashed: None,
         };
-        assert_eq!(full.encode().as_str(), r#"{"type":"hash","id":7,"status":429}"#);
+        assert_eq!(
+            full.encode().as_str(),
+            r#"{"type":"hash","id":7,"status":429}"#
+        );
         let done = ToPage::Hash {
             id: 7,
             status: 200,

@@ -25,10 +25,13 @@ impl Notify {
     /// # Errors
     /// [`DemoError::System`] when the socket is not there.
     pub(super) fn connect(name: Option<&str>) -> Result<Self, DemoError> {
-        let socket = name.map(open).transpose().map_err(|source| DemoError::System {
-            what: "the connection to NOTIFY_SOCKET",
-            source,
-        })?;
+        let socket = name
+            .map(open)
+            .transpose()
+            .map_err(|source| DemoError::System {
+                what: "the connection to NOTIFY_SOCKET",
+                source,
+            })?;
         Ok(Self { socket })
     }
 

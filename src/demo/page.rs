@@ -14,7 +14,10 @@ pub(super) fn find(path: &str) -> Option<File> {
     let (media_type, content) = match path {
         "/" => ("text/html; charset=utf-8", include_str!("page/index.html")),
         "/style.css" => ("text/css; charset=utf-8", include_str!("page/style.css")),
-        "/app.js" => ("text/javascript; charset=utf-8", include_str!("page/app.js")),
+        "/app.js" => (
+            "text/javascript; charset=utf-8",
+            include_str!("page/app.js"),
+        ),
         "/favicon.svg" => ("image/svg+xml", include_str!("page/favicon.svg")),
         _ => return None,
     };

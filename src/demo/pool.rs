@@ -219,7 +219,10 @@ mod tests {
             .collect();
         let refused = results.iter().filter(|result| result.is_err()).count();
         assert_eq!(refused, 22);
-        assert!(results[..18].iter().all(Result::is_ok), "first come, first served");
+        assert!(
+            results[..18].iter().all(Result::is_ok),
+            "first come, first served"
+        );
         assert_eq!(results[18].as_ref().err(), Some(&Busy { queued: 16 }));
         assert_eq!((pool.state().queued, pool.state().refused), (16, 22));
 

@@ -212,7 +212,9 @@ impl Session {
     async fn hash(&self, id: u32, password: String, on: Place) {
         let Ok(permit) = Arc::clone(&self.hashes).try_acquire_owned() else {
             let (status, hashed) = (429, None);
-            return self.outbox.push(ToPage::Hash { id, status, hashed }.encode());
+            return self
+                .outbox
+                .push(ToPage::Hash { id, status, hashed }.encode());
         };
         let (worker, outbox) = (Arc::clone(&self.worker), self.outbox.clone());
         let answering = async move {

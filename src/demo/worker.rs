@@ -157,7 +157,9 @@ pub(super) struct Worker {
 /// # Errors
 /// As [`worker`], and when the system gives no event loop.
 pub fn run(env: WorkerEnv) -> Result<(), DemoError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|source| DemoError::System {
         what: "the event loop",
         source,
@@ -214,7 +216,10 @@ pub async fn worker(env: WorkerEnv) -> Result<(), DemoError> {
         drop(listener);
         worker.stopping.cancel();
         worker.tasks.close();
-        if timeout(STOP_WITHIN - MARGIN, worker.tasks.wait()).await.is_err() {
+        if timeout(STOP_WITHIN - MARGIN, worker.tasks.wait())
+            .await
+            .is_err()
+        {
             warn!(left = worker.tasks.len(), "some connections are cut off");
         }
     };
@@ -274,7 +279,10 @@ async fn accept(listener: &Listener, worker: &Arc<Worker>) {
 #[derive(Debug)]
 enum Listener {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, path: PathBuf },
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+    },
 }
 
 impl Listener {

@@ -88,7 +88,9 @@ impl Listener {
         self.settings().cluster.load().config.drain.timeout
     }
 
-    pub(super) fn settings(&self) -> Arc<Settings> {
+    /// What new connections are treated by.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 }

@@ -120,9 +120,12 @@ pub(super) async fn relay<D: Side, U: Side>(
             (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
                 return Poll::Ready(CloseReason::ClientReset);
             }
-            (Poll::Ready(Err(Fault::Sink)), _) | (_, Poll::Ready(Err(Fault::Source))) => {
-                // The backend may have said why before it went.
-                let _last_words = to_down.poll(cx, up, down, &mut traffic.down, false);
+            (_, Poll::Ready(Err(Fault::Source))) => {
+                return Poll::Ready(CloseReason::BackendReset);
+            }
+            (Poll::Ready(Err(Fault::Sink)), _) => {
+                // It may have said why before it went, and the end of its stream is no end now.
+                let _last_words = to_down.poll(cx, up, down, &mut traffic.down, true);
                 return Poll::Ready(CloseReason::BackendReset);
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {

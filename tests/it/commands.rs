@@ -8,10 +8,16 @@ use crate::support::homescar::{Homescar, WORKER};
 
 /// Runs a command to its end: exit code, standard output, standard error.
 fn homescar(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_homescar")).args(arguments).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_homescar"))
+        .args(arguments)
+        .output()
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 fn one_line(text: &str) -> &str {
@@ -46,7 +52,17 @@ fn an_address_that_is_taken_is_one_line_and_69() {
 #[tokio::test]
 async fn a_second_homescar_on_the_same_address_is_refused() {
     let first = Homescar::command(
-        &["run", "--log-format", "json", "--listen", "127.0.0.1:0", "--workers", "1", "--", WORKER],
+        &[
+            "run",
+            "--log-format",
+            "json",
+            "--listen",
+            "127.0.0.1:0",
+            "--workers",
+            "1",
+            "--",
+            WORKER,
+        ],
         &[],
     );
     let address = first.address("web").await.to_string();
@@ -59,7 +75,10 @@ async fn a_second_homescar_on_the_same_address_is_refused() {
 fn a_foreign_address_is_one_line_and_69() {
     let (code, _, said) = homescar(&["run", "--listen", "192.0.2.1:3000", "--", WORKER]);
     assert_eq!(code, Some(69));
-    assert!(one_line(&said).contains("no interface of this machine has that address"), "{said}");
+    assert!(
+        one_line(&said).contains("no interface of this machine has that address"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -75,21 +94,30 @@ fn a_privileged_port_says_what_to_do() {
     let program = copy(env!("CARGO_BIN_EXE_homescar"), "homescar");
     let worker = copy(WORKER, "worker");
     let mut command = Command::new(program);
-    command.args(["run", "--listen", "127.0.0.1:81", "--"]).arg(worker).current_dir("/");
+    command
+        .args(["run", "--listen", "127.0.0.1:81", "--"])
+        .arg(worker)
+        .current_dir("/");
     if nix::unistd::geteuid().is_root() {
         std::os::unix::process::CommandExt::uid(&mut command, 65_534);
     }
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(one_line(&said).contains("setcap cap_net_bind_service=+ep"), "{said}");
+    assert!(
+        one_line(&said).contains("setcap cap_net_bind_service=+ep"),
+        "{said}"
+    );
 }
 
 #[test]
 fn a_missing_command_is_one_line_and_64_or_78() {
     let (code, _, said) = homescar(&["run", "--", "no-such-program"]);
     assert_eq!(code, Some(64));
-    assert!(one_line(&said).contains("`no-such-program` was not found in PATH"), "{said}");
+    assert!(
+        one_line(&said).contains("`no-such-program` was not found in PATH"),
+        "{said}"
+    );
 
     let (_folder, path) = file(
         "[listener.web]\nbind = \"127.0.0.1:0\"\ncluster = \"app\"\n[cluster.app]\nworkers = { \
@@ -99,14 +127,17 @@ fn a_missing_command_is_one_line_and_64_or_78() {
     assert_eq!(code, Some(78));
     let said = one_line(&said);
     assert!(said.starts_with(&format!("{path}:5:")), "{said}");
-    assert!(said.contains("`no-such-program` was not found in PATH"), "{said}");
+    assert!(
+        said.contains("`no-such-program` was not found in PATH"),
+        "{said}"
+    );
 }
 
 #[test]
 fn files_that_cannot_be_read_are_one_line_and_78() {
     let folder = TempDir::new().unwrap();
     let cases = [
-        (folder.path().join("missing.toml"), "No such file"),
+        (folder.path().join("missing.toml"), "does not exist"),
         (folder.path().to_path_buf(), "directory"),
     ];
     for (path, expected) in cases {
@@ -115,7 +146,10 @@ fn files_that_cannot_be_read_are_one_line_and_78() {
             assert_eq!(code, Some(78), "{said}");
             let said = one_line(&said);
             assert!(said.contains(path.to_str().unwrap()), "{said}");
-            assert!(said.to_lowercase().contains(&expected.to_lowercase()), "{said}");
+            assert!(
+                said.to_lowercase().contains(&expected.to_lowercase()),
+                "{said}"
+            );
         }
     }
 }
@@ -128,7 +162,12 @@ fn check_prints_what_is_in_effect_and_takes_it_back() {
     );
     let (code, printed, said) = homescar(&["check", "-c", &path]);
     assert_eq!((code, said.as_str()), (Some(0), ""));
-    for expected in ["on_down = \"hold 2s\"", "prefix_v6 = 64", "idle = \"1h\"", "level = \"info\""] {
+    for expected in [
+        "on_down = \"hold 2s\"",
+        "prefix_v6 = 64",
+        "idle = \"1h\"",
+        "level = \"info\"",
+    ] {
         assert!(printed.contains(expected), "{expected} in\n{printed}");
     }
     let (_folder, path) = file(&printed);
@@ -153,7 +192,13 @@ fn check_names_all_faults_at_once() {
 
 #[test]
 fn a_wrong_command_line_is_64_and_help_is_an_answer() {
-    for arguments in [&["frobnicate"][..], &[], &["run"], &["serve"], &["run", "--workers"]] {
+    for arguments in [
+        &["frobnicate"][..],
+        &[],
+        &["run"],
+        &["serve"],
+        &["run", "--workers"],
+    ] {
         let (code, _, said) = homescar(arguments);
         assert_eq!(code, Some(64), "{arguments:?}: {said}");
         assert!(!said.is_empty());
@@ -168,19 +213,32 @@ fn a_wrong_command_line_is_64_and_help_is_an_answer() {
     }
     assert!(!help.contains("demo-worker"), "{help}");
     let (code, version, _) = homescar(&["--version"]);
-    assert_eq!((code, version.trim()), (Some(0), concat!("homescar ", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(
+        (code, version.trim()),
+        (Some(0), concat!("homescar ", env!("CARGO_PKG_VERSION")))
+    );
 }
 
 /// The whole job in one line, with WEB_CONCURRENCY as the number of workers.
 #[tokio::test]
 async fn run_needs_no_file() {
     let homescar = Homescar::command(
-        &["run", "--log-format", "json", "--listen", "127.0.0.1:0", "--", WORKER],
+        &[
+            "run",
+            "--log-format",
+            "json",
+            "--listen",
+            "127.0.0.1:0",
+            "--",
+            WORKER,
+        ],
         &[("WEB_CONCURRENCY", "3")],
     );
     homescar.all_ready("app", 3).await;
     let address = homescar.address("web").await;
-    let mut client = crate::support::client::Client::connect(address).await.unwrap();
+    let mut client = crate::support::client::Client::connect(address)
+        .await
+        .unwrap();
     assert!(client.whoami().await.unwrap().slot.starts_with("app/"));
     assert!(!homescar.log().iter().any(|line| line["slot"] == "app/3"));
 }
@@ -189,7 +247,15 @@ async fn run_needs_no_file() {
 #[tokio::test]
 async fn in_a_pipe_the_log_is_plain_text() {
     let homescar = Homescar::command(
-        &["run", "--listen", "127.0.0.1:0", "--workers", "1", "--", WORKER],
+        &[
+            "run",
+            "--listen",
+            "127.0.0.1:0",
+            "--workers",
+            "1",
+            "--",
+            WORKER,
+        ],
         &[],
     );
     let line = homescar.message("ready after").await;

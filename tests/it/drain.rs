@@ -41,7 +41,9 @@ async fn term_finishes_accepted_work_and_refuses_new() {
     // Work in progress: each has sent half of what it has to say.
     let mut working = Vec::new();
     for index in 0..200 {
-        let mut client = Client::connect_from(address_of_client(index), web).await.unwrap();
+        let mut client = Client::connect_from(address_of_client(index), web)
+            .await
+            .unwrap();
         client.send("sink\n").await.unwrap();
         client.send(vec![b'x'; 1000]).await.unwrap();
         working.push(client);
@@ -73,7 +75,9 @@ async fn term_finishes_accepted_work_and_refuses_new() {
     homescar.signal(Signal::SIGTERM);
     let began = Instant::now();
     while let Some(joined) = load.join_next().await {
-        joined.unwrap().expect("a connection that was accepted was served");
+        joined
+            .unwrap()
+            .expect("a connection that was accepted was served");
     }
     assert_eq!(refused.load(Relaxed), 4);
     assert!(is_refused(web).await);
@@ -88,7 +92,11 @@ async fn term_finishes_accepted_work_and_refuses_new() {
     assert_eq!(status.code(), Some(0), "{}", homescar.tail());
     assert!(began.elapsed() < Duration::from_secs(20));
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
-    let cut = homescar.records().iter().filter(|record| record["reason"] == "cut").count();
+    let cut = homescar
+        .records()
+        .iter()
+        .filter(|record| record["reason"] == "cut")
+        .count();
     assert_eq!(cut, 0);
 }
 
@@ -96,7 +104,9 @@ async fn term_finishes_accepted_work_and_refuses_new() {
 async fn what_outlives_the_drain_is_cut_and_recorded() {
     let mut homescar = Homescar::serve(&config("500ms", ""));
     homescar.all_ready("app", 4).await;
-    let mut client = Client::connect(homescar.address("web").await).await.unwrap();
+    let mut client = Client::connect(homescar.address("web").await)
+        .await
+        .unwrap();
     client.whoami().await.unwrap();
     homescar.signal(Signal::SIGTERM);
     let rest = client.rest().await;
@@ -104,17 +114,21 @@ async fn what_outlives_the_drain_is_cut_and_recorded() {
     assert_eq!(homescar.exit().await.code(), Some(0));
     let records = homescar.records();
     assert_eq!(records.len(), 1);
-    assert_eq!((&records[0]["by"], &records[0]["reason"]), (&"proxy".into(), &"cut".into()));
+    assert_eq!(
+        (&records[0]["by"], &records[0]["reason"]),
+        (&"proxy".into(), &"cut".into())
+    );
     assert!(records[0]["slot"].as_str().unwrap().starts_with("app/"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_term_does_not_wait_for_connections_nor_a_third_for_workers() {
-    let mut homescar = Homescar::serve(
-        &config("60s", r#", "--ignore-term""#).replace("\"2s\"", "\"60s\""),
-    );
+    let mut homescar =
+        Homescar::serve(&config("60s", r#", "--ignore-term""#).replace("\"2s\"", "\"60s\""));
     let pids = homescar.all_ready("app", 4).await;
-    let mut client = Client::connect(homescar.address("web").await).await.unwrap();
+    let mut client = Client::connect(homescar.address("web").await)
+        .await
+        .unwrap();
     client.whoami().await.unwrap();
     homescar.signal(Signal::SIGTERM);
     homescar.message("draining").await;
@@ -134,10 +148,20 @@ async fn nobody_survives_a_homescar_that_was_killed() {
     let mut homescar = Homescar::serve(&config("30s", r#", "--children", "--ignore-term""#));
     let workers = homescar.all_ready("app", 4).await;
     let family = family_of(homescar.pid());
-    assert!(family.len() >= 4 * 3, "workers, children and grandchildren: {family:?}");
+    assert!(
+        family.len() >= 4 * 3,
+        "workers, children and grandchildren: {family:?}"
+    );
     assert!(workers.iter().all(|pid| family.contains(pid)));
-    let mut client = Client::connect(homescar.address("web").await).await.unwrap();
-    client.stream.get_mut().write_all(b"whoami\n").await.unwrap();
+    let mut client = Client::connect(homescar.address("web").await)
+        .await
+        .unwrap();
+    client
+        .stream
+        .get_mut()
+        .write_all(b"whoami\n")
+        .await
+        .unwrap();
 
     homescar.signal(Signal::SIGKILL);
     eventually("all are gone", Duration::from_secs(1), || {
@@ -152,7 +176,9 @@ async fn nobody_survives_a_homescar_that_was_killed() {
 fn family_of(homescar: u32) -> Vec<u32> {
     let mark_of = |pid: u32| {
         let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
-        let mark = environ.split(|byte| *byte == 0).find(|v| v.starts_with(b"HOMESCAR_INSTANCE="))?;
+        let mark = environ
+            .split(|byte| *byte == 0)
+            .find(|v| v.starts_with(b"HOMESCAR_INSTANCE="))?;
         Some(mark.to_vec())
     };
     let parent_of = |pid: u32| -> Option<u32> {
@@ -168,5 +194,7 @@ fn family_of(homescar: u32) -> Vec<u32> {
         .filter(|pid| parent_of(**pid) == Some(homescar))
         .find_map(|pid| mark_of(*pid))
         .expect("a worker with the mark of its instance");
-    all.into_iter().filter(|pid| mark_of(*pid).as_ref() == Some(&mark)).collect()
+    all.into_iter()
+        .filter(|pid| mark_of(*pid).as_ref() == Some(&mark))
+        .collect()
 }

@@ -39,7 +39,10 @@ const REQUIRED: &str = r#"accept_proxy = true
 async fn received(backend: &TcpListener) -> Vec<u8> {
     let (mut server, _) = timeout(SOON, backend.accept()).await.unwrap().unwrap();
     let mut bytes = Vec::new();
-    timeout(SOON, server.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    timeout(SOON, server.read_to_end(&mut bytes))
+        .await
+        .unwrap()
+        .unwrap();
     bytes
 }
 
@@ -57,11 +60,15 @@ fn v2(source: [u8; 4], port: u16, extra: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn the_client_is_whom_the_header_names() {
     let (homescar, address, backend) = front(REQUIRED, "").await;
-    for (header, client) in
-        [(V1.to_vec(), "203.0.113.7:4321"), (v2([203, 0, 113, 9], 77, &[]), "203.0.113.9:77")]
-    {
+    for (header, client) in [
+        (V1.to_vec(), "203.0.113.7:4321"),
+        (v2([203, 0, 113, 9], 77, &[]), "203.0.113.9:77"),
+    ] {
         let mut connection = Client::connect(address).await.unwrap();
-        connection.send([&header[..], b"and the first bytes"].concat()).await.unwrap();
+        connection
+            .send([&header[..], b"and the first bytes"].concat())
+            .await
+            .unwrap();
         connection.shutdown().await.unwrap();
         assert_eq!(received(&backend).await, b"and the first bytes");
         let record = homescar.record_of(client.parse().unwrap()).await;
@@ -81,7 +88,9 @@ async fn a_header_may_come_byte_by_byte() {
     }
     connection.shutdown().await.unwrap();
     assert_eq!(received(&backend).await, b"hi");
-    homescar.record_of("203.0.113.7:4321".parse().unwrap()).await;
+    homescar
+        .record_of("203.0.113.7:4321".parse().unwrap())
+        .await;
 }
 
 #[tokio::test]
@@ -105,13 +114,19 @@ async fn bad_headers_are_closed_counted_and_named() {
         connection.send(bytes).await.unwrap();
         connection.shutdown().await.unwrap();
         let rest = connection.rest().await;
-        assert!(rest.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset), "{bytes:?}");
+        assert!(
+            rest.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset),
+            "{bytes:?}"
+        );
         let record = homescar.record_of(connection.local_addr()).await;
         assert_eq!(record["by"], "client", "{record}");
         assert_eq!(record["up"], 0);
         labels.push(record["reason"].as_str().unwrap().to_owned());
     }
-    assert!(labels.iter().all(|label| label.starts_with("header_")), "{labels:?}");
+    assert!(
+        labels.iter().all(|label| label.starts_with("header_")),
+        "{labels:?}"
+    );
 }
 
 #[tokio::test]
@@ -121,7 +136,10 @@ async fn a_header_that_does_not_come_is_waited_for_so_long() {
     let mut connection = Client::connect(address).await.unwrap();
     connection.send(&V1[..10]).await.unwrap();
     assert!(connection.rest().await.is_err());
-    assert_eq!(homescar.record_of(connection.local_addr()).await["reason"], "header_timeout");
+    assert_eq!(
+        homescar.record_of(connection.local_addr()).await["reason"],
+        "header_timeout"
+    );
 }
 
 #[tokio::test]
@@ -131,14 +149,19 @@ async fn a_header_from_a_stranger_is_not_believed() {
     let mut connection = Client::connect_from(stranger, address).await.unwrap();
     let _reset_already = connection.send(V1).await;
     assert!(connection.rest().await.is_err());
-    assert_eq!(homescar.record_of(connection.local_addr()).await["reason"], "header_untrusted");
+    assert_eq!(
+        homescar.record_of(connection.local_addr()).await["reason"],
+        "header_untrusted"
+    );
 }
 
 #[tokio::test]
 async fn backends_are_told_who_the_client_is() {
     for (version, expected) in [("v1", "PROXY TCP4 "), ("v2", "\r\n\r\n\0\r\nQUIT\n")] {
         let (homescar, address, backend) = front("", &format!("send_proxy = \"{version}\"")).await;
-        let mut connection = Client::connect_from(address_of_client(3), address).await.unwrap();
+        let mut connection = Client::connect_from(address_of_client(3), address)
+            .await
+            .unwrap();
         connection.send("payload").await.unwrap();
         connection.shutdown().await.unwrap();
         let bytes = received(&backend).await;
@@ -169,8 +192,15 @@ async fn a_header_goes_through_two_homescars() {
         "#
     ));
     let address = outer.address("web").await;
-    let mut connection = Client::connect_from(address_of_client(9), address).await.unwrap();
-    connection.stream.get_mut().write_all(b"through").await.unwrap();
+    let mut connection = Client::connect_from(address_of_client(9), address)
+        .await
+        .unwrap();
+    connection
+        .stream
+        .get_mut()
+        .write_all(b"through")
+        .await
+        .unwrap();
     connection.shutdown().await.unwrap();
     assert_eq!(received(&backend).await, b"through");
     inner.record_of(connection.local_addr()).await;

@@ -33,17 +33,25 @@ async fn front(options: &str) -> (Homescar, SocketAddr, TcpListener) {
 }
 
 async fn accept(backend: &TcpListener) -> TcpStream {
-    timeout(SOON, backend.accept()).await.expect("a connection within the deadline").unwrap().0
+    timeout(SOON, backend.accept())
+        .await
+        .expect("a connection within the deadline")
+        .unwrap()
+        .0
 }
 
 async fn read_to_end(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("an end within the deadline")?;
+    timeout(SOON, stream.read_to_end(&mut bytes))
+        .await
+        .expect("an end within the deadline")?;
     Ok(bytes)
 }
 
 fn is_reset(result: &io::Result<Vec<u8>>) -> bool {
-    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+    result
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
 }
 
 #[tokio::test]
@@ -60,7 +68,10 @@ async fn a_client_that_has_said_all_still_hears_the_answer() {
 
     assert_eq!(client.rest().await.unwrap(), b"answer after the end");
     let record = homescar.record_of(client.local_addr()).await;
-    assert_eq!((&record["by"], &record["reason"]), (&"client".into(), &"closed".into()));
+    assert_eq!(
+        (&record["by"], &record["reason"]),
+        (&"client".into(), &"closed".into())
+    );
     assert_eq!((&record["up"], &record["down"]), (&8.into(), &20.into()));
 }
 
@@ -77,7 +88,10 @@ async fn a_backend_that_has_said_all_still_hears_the_client() {
     client.shutdown().await.unwrap();
     assert_eq!(read_to_end(&mut server).await.unwrap(), b"last words");
     let record = homescar.record_of(client.local_addr()).await;
-    assert_eq!((&record["by"], &record["reason"]), (&"backend".into(), &"closed".into()));
+    assert_eq!(
+        (&record["by"], &record["reason"]),
+        (&"backend".into(), &"closed".into())
+    );
 }
 
 #[tokio::test]
@@ -91,7 +105,10 @@ async fn a_reset_of_the_client_resets_the_backend() {
     client.reset();
     assert!(is_reset(&read_to_end(&mut server).await));
     let record = homescar.record_of(from).await;
-    assert_eq!((&record["by"], &record["reason"]), (&"client".into(), &"reset".into()));
+    assert_eq!(
+        (&record["by"], &record["reason"]),
+        (&"client".into(), &"reset".into())
+    );
 }
 
 #[tokio::test]
@@ -101,11 +118,16 @@ async fn a_reset_of_the_backend_resets_the_client() {
     client.send("x").await.unwrap();
     let mut server = accept(&backend).await;
     server.read_exact(&mut [0; 1]).await.unwrap();
-    socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+    socket2::SockRef::from(&server)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
     drop(server);
     assert!(is_reset(&client.rest().await));
     let record = homescar.record_of(client.local_addr()).await;
-    assert_eq!((&record["by"], &record["reason"]), (&"backend".into(), &"reset".into()));
+    assert_eq!(
+        (&record["by"], &record["reason"]),
+        (&"backend".into(), &"reset".into())
+    );
 }
 
 /// While the backend takes nothing, its client is not read from; it must be seen to go all the same.
@@ -116,11 +138,20 @@ async fn a_reset_behind_a_blocked_direction_is_noticed() {
     let server = accept(&backend).await;
     let chunk = vec![0; 1 << 20];
     // Until every buffer on the way is full.
-    while timeout(Duration::from_millis(300), client.stream.get_mut().write_all(&chunk)).await.is_ok() {}
+    while timeout(
+        Duration::from_millis(300),
+        client.stream.get_mut().write_all(&chunk),
+    )
+    .await
+    .is_ok()
+    {}
     let from = client.local_addr();
     client.reset();
     let record = homescar.record_of(from).await;
-    assert_eq!((&record["by"], &record["reason"]), (&"client".into(), &"reset".into()));
+    assert_eq!(
+        (&record["by"], &record["reason"]),
+        (&"client".into(), &"reset".into())
+    );
     drop(server);
 }
 
@@ -159,10 +190,18 @@ async fn a_slow_reader_costs_no_memory() {
         tokio::spawn(read_pattern(client_read, TOTAL, 2)),
     ];
     for writer in writers {
-        timeout(Duration::from_secs(60), writer).await.unwrap().unwrap().unwrap();
+        timeout(Duration::from_secs(60), writer)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
     for reader in readers {
-        timeout(Duration::from_secs(60), reader).await.unwrap().unwrap().unwrap();
+        timeout(Duration::from_secs(60), reader)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
     let after = resident_kib(homescar.pid());
     let grown = while_blocked.max(after).saturating_sub(before);
@@ -176,9 +215,7 @@ fn socket_queues(address: SocketAddr) -> u64 {
     let of_port = table.lines().filter(|line| line.contains(&port));
     let queues = of_port.filter_map(|line| line.split_whitespace().nth(4)?.split_once(':'));
     queues
-        .map(|(tx, rx)| {
-            u64::from_str_radix(tx, 16).unwrap() + u64::from_str_radix(rx, 16).unwrap()
-        })
+        .map(|(tx, rx)| u64::from_str_radix(tx, 16).unwrap() + u64::from_str_radix(rx, 16).unwrap())
         .sum()
 }
 
@@ -193,7 +230,9 @@ async fn write_pattern(
 ) -> io::Result<()> {
     let mut at = 0;
     while at < total {
-        let chunk: Vec<u8> = (at..(at + 65_536).min(total)).map(|at| pattern(at, stream)).collect();
+        let chunk: Vec<u8> = (at..(at + 65_536).min(total))
+            .map(|at| pattern(at, stream))
+            .collect();
         to.write_all(&chunk).await?;
         at += chunk.len() as u64;
     }
@@ -235,7 +274,10 @@ async fn five_thousand_connections_leave_no_descriptor_behind() {
         let from = address_of_client(index % 500);
         let mut client = Client::connect_from(from, address).await.unwrap();
         let mut hello = [0; 5];
-        timeout(SOON, client.stream.read_exact(&mut hello)).await.unwrap().unwrap();
+        timeout(SOON, client.stream.read_exact(&mut hello))
+            .await
+            .unwrap()
+            .unwrap();
         if index.is_multiple_of(2) {
             client.reset();
         }
@@ -246,8 +288,14 @@ async fn five_thousand_connections_leave_no_descriptor_behind() {
     for index in 0..5000 {
         open_and_close(index).await;
     }
-    eventually("all are recorded", SOON, || homescar.records().len() == 5001).await;
-    eventually("no descriptor is left", SOON, || descriptors(homescar.pid()) <= before).await;
+    eventually("all are recorded", SOON, || {
+        homescar.records().len() == 5001
+    })
+    .await;
+    eventually("no descriptor is left", SOON, || {
+        descriptors(homescar.pid()) <= before
+    })
+    .await;
     server.abort();
 }
 
@@ -280,7 +328,8 @@ async fn an_idle_connection_is_ended_and_a_busy_one_is_not() {
 async fn a_backend_that_refuses_is_passed_over_before_a_byte_is_sent() {
     // Bound and not listened on: nobody else can take the port meanwhile.
     let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    dead.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    dead.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
     let dead_address = dead.local_addr().unwrap().as_socket().unwrap();
     let alive = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let homescar = Homescar::serve(&format!(
@@ -296,7 +345,9 @@ async fn a_backend_that_refuses_is_passed_over_before_a_byte_is_sent() {
     let address = homescar.address("web").await;
     let mut passed_over = 0;
     for index in 0..40 {
-        let mut client = Client::connect_from(address_of_client(index), address).await.unwrap();
+        let mut client = Client::connect_from(address_of_client(index), address)
+            .await
+            .unwrap();
         let mut server = accept(&alive).await;
         client.send("hello").await.unwrap();
         client.shutdown().await.unwrap();
@@ -310,7 +361,10 @@ async fn a_backend_that_refuses_is_passed_over_before_a_byte_is_sent() {
             passed_over += 1;
         }
     }
-    assert!((8..=32).contains(&passed_over), "{passed_over} of 40 clients have the dead slot as home");
+    assert!(
+        (8..=32).contains(&passed_over),
+        "{passed_over} of 40 clients have the dead slot as home"
+    );
 }
 
 #[tokio::test]
@@ -321,7 +375,10 @@ async fn nobody_there_is_a_reset_and_a_record() {
     let from = client.local_addr();
     assert!(is_reset(&client.rest().await));
     let record = homescar.record_of(from).await;
-    assert_eq!((&record["by"], &record["reason"]), (&"backend".into(), &"connect_failed".into()));
+    assert_eq!(
+        (&record["by"], &record["reason"]),
+        (&"backend".into(), &"connect_failed".into())
+    );
 }
 
 #[tokio::test]
@@ -339,7 +396,9 @@ async fn a_unix_socket_is_a_backend_like_any_other() {
         "#,
         path.display()
     ));
-    let mut client = Client::connect(homescar.address("web").await).await.unwrap();
+    let mut client = Client::connect(homescar.address("web").await)
+        .await
+        .unwrap();
     client.send("to a path").await.unwrap();
     client.shutdown().await.unwrap();
     let (mut server, _) = timeout(SOON, backend.accept()).await.unwrap().unwrap();
@@ -353,9 +412,12 @@ async fn a_unix_socket_is_a_backend_like_any_other() {
 
 #[tokio::test]
 async fn limits_refuse_what_is_too_much_and_nothing_else() {
-    let (homescar, address, backend) =
-        front("limits = { connections = 3, per_client = 2 }").await;
-    let [a, b, c] = [address_of_client(1), address_of_client(2), address_of_client(3)];
+    let (homescar, address, backend) = front("limits = { connections = 3, per_client = 2 }").await;
+    let [a, b, c] = [
+        address_of_client(1),
+        address_of_client(2),
+        address_of_client(3),
+    ];
     let connect = async |from| {
         let mut client = Client::connect_from(from, address).await.unwrap();
         client.send("x").await.unwrap();
@@ -367,13 +429,19 @@ async fn limits_refuse_what_is_too_much_and_nothing_else() {
     let _server = accept(&backend).await;
     let mut third = connect(a).await;
     assert!(is_reset(&third.rest().await));
-    assert_eq!(homescar.record_of(third.local_addr()).await["reason"], "limit_client");
+    assert_eq!(
+        homescar.record_of(third.local_addr()).await["reason"],
+        "limit_client"
+    );
 
     let _other = connect(b).await;
     let _server_of_other = accept(&backend).await;
     let mut too_many = connect(c).await;
     assert!(is_reset(&too_many.rest().await));
-    assert_eq!(homescar.record_of(too_many.local_addr()).await["reason"], "limit_listener");
+    assert_eq!(
+        homescar.record_of(too_many.local_addr()).await["reason"],
+        "limit_listener"
+    );
 
     // One goes, one may come.
     let from = first.local_addr();
@@ -407,5 +475,8 @@ async fn the_global_limit_holds_over_listeners() {
     let _second_server = accept(&backend).await;
     let mut third = Client::connect(one).await.unwrap();
     assert!(is_reset(&third.rest().await));
-    assert_eq!(homescar.record_of(third.local_addr()).await["reason"], "limit_global");
+    assert_eq!(
+        homescar.record_of(third.local_addr()).await["reason"],
+        "limit_global"
+    );
 }

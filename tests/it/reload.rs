@@ -31,7 +31,9 @@ fn config(other_backends: &[String], more: &str) -> String {
 }
 
 fn backends(round: usize) -> Vec<String> {
-    (0..3 + round % 3).map(|i| format!("\"127.0.0.1:{}\"", 9 + i + round)).collect()
+    (0..3 + round % 3)
+        .map(|i| format!("\"127.0.0.1:{}\"", 9 + i + round))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,7 +43,9 @@ async fn twenty_reloads_touch_none_of_500_connections() {
     let web = homescar.address("web").await;
     let mut clients = Vec::new();
     for index in 0..500 {
-        let mut client = Client::connect_from(address_of_client(index), web).await.unwrap();
+        let mut client = Client::connect_from(address_of_client(index), web)
+            .await
+            .unwrap();
         let who = client.whoami().await.unwrap();
         client.start_echo().await.unwrap();
         clients.push((client, who));
@@ -55,17 +59,25 @@ async fn twenty_reloads_touch_none_of_500_connections() {
             let answer = homescar.reload(&broken).await;
             assert!(message(&answer).contains("nothing has changed"), "{answer}");
             let named = async |text: &str| {
-                homescar.line_after(mark, text, |line| message(line).contains(text)).await
+                homescar
+                    .line_after(mark, text, |line| message(line).contains(text))
+                    .await
             };
             let fault = named("cluster.other.backends").await;
             let file = homescar.config_file().display().to_string();
-            assert!(message(&fault).starts_with(&format!("{file}:14:")), "{fault}");
+            assert!(
+                message(&fault).starts_with(&format!("{file}:14:")),
+                "{fault}"
+            );
             assert!(message(&named("colour").await).starts_with(&format!("{file}:15:")));
         }
         let answer = homescar.reload(&config(&backends(round), "")).await;
         assert_eq!(message(&answer), "reloaded");
         for (index, (client, _)) in clients.iter_mut().enumerate() {
-            client.echo(format!("round {round} client {index}\n").as_bytes()).await.unwrap();
+            client
+                .echo(format!("round {round} client {index}\n").as_bytes())
+                .await
+                .unwrap();
         }
         memory.push(resident_kib(homescar.pid()));
     }
@@ -112,7 +124,10 @@ async fn listeners_come_and_go() {
     // What came in by it may finish for as long as the drain takes, and is cut then.
     leaves.whoami().await.unwrap();
     assert!(timeout(SOON, leaves.rest()).await.unwrap().is_err());
-    assert_eq!(homescar.record_of(leaves.local_addr()).await["reason"], "cut");
+    assert_eq!(
+        homescar.record_of(leaves.local_addr()).await["reason"],
+        "cut"
+    );
     stays.whoami().await.unwrap();
     assert!(descriptors(homescar.pid()) <= before);
 }
@@ -164,8 +179,14 @@ async fn an_address_that_is_taken_keeps_the_old_configuration() {
     let web = homescar.address("web").await;
     let both = format!("\"127.0.0.1:0\", \"{}\"", taken.local_addr().unwrap());
     let answer = homescar.reload(&with(both)).await;
-    assert!(message(&answer).contains("not reloaded, nothing has changed"), "{answer}");
-    assert!(message(&answer).contains("another process listens there"), "{answer}");
+    assert!(
+        message(&answer).contains("not reloaded, nothing has changed"),
+        "{answer}"
+    );
+    assert!(
+        message(&answer).contains("another process listens there"),
+        "{answer}"
+    );
     Client::connect(web).await.unwrap().whoami().await.unwrap();
 }
 
@@ -193,7 +214,9 @@ async fn more_and_fewer_workers_leave_the_others_alone() {
     let mut on_third = None;
     let mut before = Vec::new();
     for index in 0..100 {
-        let mut client = Client::connect_from(address_of_client(index), web).await.unwrap();
+        let mut client = Client::connect_from(address_of_client(index), web)
+            .await
+            .unwrap();
         let who = client.whoami().await.unwrap();
         before.push(who.slot.clone());
         if who.slot == "app/2" {
@@ -208,7 +231,9 @@ async fn more_and_fewer_workers_leave_the_others_alone() {
     drop(client);
     crate::support::homescar::eventually("app/2 has ended", SOON, || !is_alive(third)).await;
     for (index, slot) in before.iter().enumerate() {
-        let who = Client::connect_from(address_of_client(index), web).await.unwrap();
+        let who = Client::connect_from(address_of_client(index), web)
+            .await
+            .unwrap();
         let now = { who }.whoami().await.unwrap();
         if slot == "app/0" || slot == "app/1" {
             assert_eq!(&now.slot, slot, "a client of a slot that stays has moved");

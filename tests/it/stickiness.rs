@@ -84,7 +84,10 @@ async fn every_address_always_meets_the_same_slot() {
         *shares.entry(&met[0]).or_default() += 1;
     }
     assert_eq!(shares.len(), WORKERS, "{shares:?}");
-    assert!(shares.values().all(|share| (30..=100).contains(share)), "{shares:?}");
+    assert!(
+        shares.values().all(|share| (30..=100).contains(share)),
+        "{shares:?}"
+    );
 
     // The same again later, over new connections.
     drop(open);
@@ -172,7 +175,12 @@ async fn kill_one_of_eight(contract: &str) {
     }
 
     println!("{contract}: {seen:?}");
-    assert_eq!(seen.failed.load(Relaxed), 0, "{seen:?}\n{}", homescar.tail());
+    assert_eq!(
+        seen.failed.load(Relaxed),
+        0,
+        "{seen:?}\n{}",
+        homescar.tail()
+    );
     assert_eq!(seen.moved.load(Relaxed), 0, "{seen:?}");
     assert!(seen.lost_with_the_worker.load(Relaxed) <= 4, "{seen:?}");
     for index in 0..CLIENTS {
@@ -210,7 +218,9 @@ async fn open_connections_of_other_slots_do_not_notice_a_kill() {
     let to = homescar.address("web").await;
     let mut open = Vec::new();
     for index in 0..100 {
-        let mut client = Client::connect_from(address_of_client(index), to).await.unwrap();
+        let mut client = Client::connect_from(address_of_client(index), to)
+            .await
+            .unwrap();
         let who = client.whoami().await.unwrap();
         open.push((client, who));
     }
@@ -230,14 +240,16 @@ async fn open_connections_of_other_slots_do_not_notice_a_kill() {
 /// What `on_down` says happens while a slot has no worker.
 async fn with_one_slot_down(on_down: &str) -> (Homescar, SocketAddr, Vec<IpAddr>) {
     let folder = tempfile::TempDir::new().unwrap().keep();
-    let config = config(2, "port", "", r#", "--ready-after", "1500""#)
-        .replace("hold 10s", on_down);
+    let config = config(2, "port", "", r#", "--ready-after", "1500""#).replace("hold 10s", on_down);
     let homescar = Homescar::serve(&config);
     let pids = homescar.all_ready("app", 2).await;
     let to = homescar.address("web").await;
     let homes = homes(40, to).await;
-    let of_one: Vec<_> =
-        homes.into_iter().filter(|(_, who)| who.slot == "app/1").map(|(from, _)| from).collect();
+    let of_one: Vec<_> = homes
+        .into_iter()
+        .filter(|(_, who)| who.slot == "app/1")
+        .map(|(from, _)| from)
+        .collect();
     assert!(of_one.len() > 5);
     let mark = homescar.mark();
     kill(pid(pids[1]), Signal::SIGKILL).unwrap();
@@ -270,8 +282,17 @@ async fn on_down_reject_refuses_its_own_clients_only() {
         assert!(who(*from, to).await.is_err());
     }
     let refused = |line: &serde_json::Value| line["reason"] == "slot_down";
-    assert_eq!(homescar.records().iter().filter(|line| refused(line)).count(), clients.len());
-    let others = (0..40).map(address_of_client).filter(|from| !clients.contains(from));
+    assert_eq!(
+        homescar
+            .records()
+            .iter()
+            .filter(|line| refused(line))
+            .count(),
+        clients.len()
+    );
+    let others = (0..40)
+        .map(address_of_client)
+        .filter(|from| !clients.contains(from));
     for from in others {
         assert_eq!(who(from, to).await.unwrap().slot, "app/0");
     }
@@ -321,8 +342,18 @@ async fn two_fronts_agree_whatever_the_order_of_their_files() {
     let [to_one, to_two] = [one.address("web").await, two.address("web").await];
     for index in 0..60 {
         let from = address_of_client(index);
-        let at_one = Client::connect_from(from, to_one).await.unwrap().line().await.unwrap();
-        let at_two = Client::connect_from(from, to_two).await.unwrap().line().await.unwrap();
+        let at_one = Client::connect_from(from, to_one)
+            .await
+            .unwrap()
+            .line()
+            .await
+            .unwrap();
+        let at_two = Client::connect_from(from, to_two)
+            .await
+            .unwrap()
+            .line()
+            .await
+            .unwrap();
         assert_eq!(at_one, at_two, "{from}");
     }
 }

@@ -137,12 +137,13 @@ async fn tell(ends: &BusEnds, changed: People) -> Result<(), BusError> {
     Ok(())
 }
 
-async fn publish(
-    commands: &mut MultiplexedConnection,
-    message: &Message,
-) -> Result<(), BusError> {
+async fn publish(commands: &mut MultiplexedConnection, message: &Message) -> Result<(), BusError> {
     let text = serde_json::to_string(message)?;
-    Ok(pipe().publish(CHANNEL, text).ignore().exec_async(commands).await?)
+    Ok(pipe()
+        .publish(CHANNEL, text)
+        .ignore()
+        .exec_async(commands)
+        .await?)
 }
 
 /// Remembers and publishes in one transaction, so that whoever asks for the history after having
@@ -167,14 +168,10 @@ async fn say(
 }
 
 /// What is remembered, oldest first; a line that was sent twice is given once.
-async fn history(
-    commands: &mut MultiplexedConnection,
-    room: &str,
-) -> Result<Vec<Line>, BusError> {
+async fn history(commands: &mut MultiplexedConnection, room: &str) -> Result<Vec<Line>, BusError> {
     let key = format!("{HISTORY_PREFIX}{room}");
     let last = HISTORY.cast_signed() - 1;
-    let (newest_first,): (Vec<String>,) =
-        pipe().lrange(key, 0, last).query_async(commands).await?;
+    let (newest_first,): (Vec<String>,) = pipe().lrange(key, 0, last).query_async(commands).await?;
     let mut seen = HashSet::new();
     let lines = newest_first.iter().rev();
     Ok(lines
@@ -215,7 +212,9 @@ impl Census {
         let silent = self
             .workers
             .extract_if(|_, (_, heard)| now.saturating_duration_since(*heard) > FADE_AFTER);
-        let changed = silent.flat_map(|(_, (rooms, _))| rooms.into_keys()).collect();
+        let changed = silent
+            .flat_map(|(_, (rooms, _))| rooms.into_keys())
+            .collect();
         self.totals(changed)
     }
 
@@ -224,7 +223,11 @@ impl Census {
             let workers = self.workers.values();
             workers.filter_map(|(rooms, _)| rooms.get(room)).sum()
         };
-        rooms.into_iter().map(|room| (total(&room), room)).map(|(n, room)| (room, n)).collect()
+        rooms
+            .into_iter()
+            .map(|room| (total(&room), room))
+            .map(|(n, room)| (room, n))
+            .collect()
     }
 }
 
@@ -240,10 +243,20 @@ mod tests {
     async fn the_next_generation_replaces_and_the_silent_fade() {
         let start = Instant::now();
         let mut census = Census::default();
-        assert_eq!(census.announced(("chat/0".into(), 1), rooms(2), start), rooms(2));
-        assert_eq!(census.announced(("chat/1".into(), 1), rooms(3), start), rooms(5));
+        assert_eq!(
+            census.announced(("chat/0".into(), 1), rooms(2), start),
+            rooms(2)
+        );
+        assert_eq!(
+            census.announced(("chat/1".into(), 1), rooms(3), start),
+            rooms(5)
+        );
         let next = census.announced(("chat/0".into(), 2), People::new(), start);
-        assert_eq!(next, rooms(3), "the people of generation 1 are not counted twice");
+        assert_eq!(
+            next,
+            rooms(3),
+            "the people of generation 1 are not counted twice"
+        );
         let later = start + FADE_AFTER + Duration::from_secs(1);
         census.announced(("chat/0".into(), 2), rooms(1), later);
         assert_eq!(census.faded(later), rooms(1), "chat/1 has been silent");

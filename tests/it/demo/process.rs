@@ -83,15 +83,22 @@ impl WorkerProcess {
             listens: String::new(),
         };
         let ready = worker.notification("READY=1").await;
-        let status = ready.lines().find_map(|line| line.strip_prefix("STATUS=listening on "));
+        let status = ready
+            .lines()
+            .find_map(|line| line.strip_prefix("STATUS=listening on "));
         worker.listens = status.expect("it says where").to_owned();
         worker
     }
 
     /// The next generation at the same address, once this one is dead.
     pub(crate) async fn next_generation(mut self) -> Self {
-        within("the worker's death", self.child.wait()).await.unwrap();
-        let at = self.listens.rsplit_once(':').map_or(self.listens.as_str(), |(_, port)| port);
+        within("the worker's death", self.child.wait())
+            .await
+            .unwrap();
+        let at = self
+            .listens
+            .rsplit_once(':')
+            .map_or(self.listens.as_str(), |(_, port)| port);
         Self::start_at(at, &self.slot, self.generation + 1, &self.bus).await
     }
 
@@ -114,7 +121,9 @@ impl WorkerProcess {
 
     /// Waits for the end.
     pub(crate) async fn exit(&mut self) -> ExitStatus {
-        within("the worker's exit", self.child.wait()).await.unwrap()
+        within("the worker's exit", self.child.wait())
+            .await
+            .unwrap()
     }
 
     /// The next notification that contains `wanted`.
@@ -171,7 +180,15 @@ impl RedisProcess {
     /// Starts one that listens at `path`.
     pub(crate) async fn start(path: &Path) -> Self {
         let child = command("/usr/bin/redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
+            .args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--unixsocket",
+            ])
             .arg(path)
             .arg("--dir")
             .arg(path.parent().unwrap())

@@ -42,16 +42,24 @@ impl Client {
     /// Connects from any address.
     pub(crate) async fn connect(to: SocketAddr) -> io::Result<Self> {
         let stream = timeout(SOON, TcpStream::connect(to)).await??;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
     }
 
     /// Connects from this address.
     pub(crate) async fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<Self> {
-        let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = if from.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
         socket.bind((from, 0).into())?;
         let stream = timeout(SOON, socket.connect(to)).await??;
         stream.set_nodelay(true)?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -93,7 +101,11 @@ impl Client {
         self.send(bytes).await?;
         let mut back = vec![0; bytes.len()];
         timeout(SOON, self.stream.read_exact(&mut back)).await??;
-        if back == bytes { Ok(()) } else { Err(io::Error::other("other bytes came back")) }
+        if back == bytes {
+            Ok(())
+        } else {
+            Err(io::Error::other("other bytes came back"))
+        }
     }
 
     /// All that comes until the end of the stream.
@@ -110,7 +122,9 @@ impl Client {
     /// Closes with a reset.
     pub(crate) fn reset(self) {
         let stream = self.stream.into_inner();
-        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&stream)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .unwrap();
     }
 }
 

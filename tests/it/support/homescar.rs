@@ -43,7 +43,13 @@ impl Homescar {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("homescar.toml");
         fs::write(&file, config).unwrap();
-        let arguments = ["serve", "--log-format", "json", "-c", file.to_str().unwrap()];
+        let arguments = [
+            "serve",
+            "--log-format",
+            "json",
+            "-c",
+            file.to_str().unwrap(),
+        ];
         Self::start(&arguments, &[], folder)
     }
 
@@ -77,7 +83,13 @@ impl Homescar {
                 sender.send_replace(log.len());
             }
         });
-        Self { child, log, lines, folder, ended: None }
+        Self {
+            child,
+            log,
+            lines,
+            folder,
+            ended: None,
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -104,7 +116,13 @@ impl Homescar {
         what: &str,
         condition: impl Fn(&Value) -> bool,
     ) -> Value {
-        let find = || self.log().iter().skip(from).find(|line| condition(line)).cloned();
+        let find = || {
+            self.log()
+                .iter()
+                .skip(from)
+                .find(|line| condition(line))
+                .cloned()
+        };
         let mut lines = self.lines.clone();
         let wait = async {
             loop {
@@ -132,7 +150,8 @@ impl Homescar {
     }
 
     pub(crate) async fn message_after(&self, from: usize, text: &str) -> Value {
-        self.line_after(from, text, |line| message(line).contains(text)).await
+        self.line_after(from, text, |line| message(line).contains(text))
+            .await
     }
 
     /// The (first) address of a listener.
@@ -171,7 +190,11 @@ impl Homescar {
 
     /// All connection records so far.
     pub(crate) fn records(&self) -> Vec<Value> {
-        self.log().iter().filter(|line| message(line) == "connection").cloned().collect()
+        self.log()
+            .iter()
+            .filter(|line| message(line) == "connection")
+            .cloned()
+            .collect()
     }
 
     /// The record of the connection from this client address.
@@ -192,7 +215,10 @@ impl Homescar {
         fs::write(self.config_file(), config).unwrap();
         let mark = self.mark();
         self.signal(Signal::SIGHUP);
-        self.line_after(mark, "answer to HUP", |line| message(line).contains("reloaded")).await
+        self.line_after(mark, "answer to HUP", |line| {
+            message(line).contains("reloaded")
+        })
+        .await
     }
 
     /// Waits for its end.
@@ -210,7 +236,11 @@ impl Homescar {
                 let _ended = timeout(SOON, async { while lines.changed().await.is_ok() {} }).await;
                 return status;
             }
-            assert!(Instant::now() < deadline, "homescar does not end\n{}", self.tail());
+            assert!(
+                Instant::now() < deadline,
+                "homescar does not end\n{}",
+                self.tail()
+            );
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -234,7 +264,10 @@ impl Drop for Homescar {
 
 /// The message of a log line; the line itself when it is not JSON.
 pub(crate) fn message(line: &Value) -> &str {
-    line["message"].as_str().or_else(|| line.as_str()).unwrap_or_default()
+    line["message"]
+        .as_str()
+        .or_else(|| line.as_str())
+        .unwrap_or_default()
 }
 
 pub(crate) fn pid(pid: u32) -> Pid {
@@ -243,8 +276,13 @@ pub(crate) fn pid(pid: u32) -> Pid {
 
 /// Whether a process exists and is not a zombie.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("").starts_with(['Z', 'X']))
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(") ")
+            .next()
+            .unwrap_or("")
+            .starts_with(['Z', 'X'])
+    })
 }
 
 /// Waits for a condition that nothing announces, looking often.
@@ -259,11 +297,16 @@ pub(crate) async fn eventually(what: &str, within: Duration, condition: impl Fn(
 /// Resident memory of a process, in KiB.
 pub(crate) fn resident_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// Open descriptors of a process.
 pub(crate) fn descriptors(pid: u32) -> usize {
-    fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd")).unwrap().count()
+    fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"))
+        .unwrap()
+        .count()
 }
