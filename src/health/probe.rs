@@ -1,6 +1,10 @@
 //! One check of one backend.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -12,10 +16,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::{TcpStream, UnixStream},
-    time::Instant,
+    time::{Instant, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::hysteresis::Failure;
 use crate::{
@@ -27,6 +32,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// What is read of an answer's body, so that the worker can close first.
 const BODY: usize = 64 * 1024;
+/// What the worker gets for each step of that.
+const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Where and what to check.
 #[derive(Clone, Debug)]
@@ -43,16 +50,29 @@ impl Target {
     /// Checks once.
     pub(super) async fn probe(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + self.timeout;
-        match tokio::time::timeout_at(deadline, self.attempt()).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
+        let status = OnceLock::new();
+        let outcome = timeout_at(deadline, self.attempt(&status)).await;
+        match (status.get(), outcome) {
+            // What comes after the status has no say, and may be cut short.
+            (Some(status), _) => self.judge(*status),
+            (None, Ok(outcome)) => outcome,
+            (None, Err(_)) => {
                 let within = humantime::format_duration(self.timeout);
                 Err(silent(&format!("no answer within {within}")))
             }
         }
     }
 
-    async fn attempt(&self) -> Result<(), Failure> {
+    fn judge(&self, status: u16) -> Result<(), Failure> {
+        match &self.check {
+            Check::Http { path, expect } if status != *expect => Err(wrong(&format!(
+                "GET {path} answered {status}, expected {expect}"
+            ))),
+            Check::Http { .. } | Check::Tcp => Ok(()),
+        }
+    }
+
+    async fn attempt(&self, status: &OnceLock<u16>) -> Result<(), Failure> {
         if let Some(backlog) = &self.backlog {
             // Connections that already wait tell as much as one more would, and an own one for
             // each check would fill the queue of a worker that does not accept.
@@ -65,16 +85,21 @@ impl Target {
                 SockRef::from(&stream)
                     .set_linger(Some(Duration::ZERO))
                     .map_err(not_connected)?;
-                self.converse(stream, &addr.to_string()).await
+                self.converse(stream, &addr.to_string(), status).await
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(not_connected)?;
-                self.converse(stream, "localhost").await
+                self.converse(stream, "localhost", status).await
             }
         }
     }
 
-    async fn converse<S>(&self, stream: S, host: &str) -> Result<(), Failure>
+    async fn converse<S>(
+        &self,
+        stream: S,
+        host: &str,
+        status: &OnceLock<u16>,
+    ) -> Result<(), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -85,15 +110,7 @@ impl Target {
                 drop(stream);
                 accepted
             }
-            (Check::Http { path, expect }, _) => {
-                let status = get(stream, host, path).await?;
-                if status == *expect {
-                    return Ok(());
-                }
-                Err(wrong(&format!(
-                    "GET {path} answered {status}, expected {expect}"
-                )))
-            }
+            (Check::Http { path, .. }, _) => get(stream, host, path, status).await,
         }
     }
 }
@@ -111,8 +128,8 @@ async fn accepting(backlog: &Backlog) -> Result<(), Failure> {
     }
 }
 
-/// The status that a GET is answered with.
-async fn get<S>(stream: S, host: &str, path: &str) -> Result<u16, Failure>
+/// Puts the status that a GET is answered with into `status`, then ends the connection politely.
+async fn get<S>(stream: S, host: &str, path: &str, status: &OnceLock<u16>) -> Result<(), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -123,26 +140,44 @@ where
         .body(Empty::<Bytes>::new())
         .map_err(|error| wrong(&format!("cannot ask for {path}: {error}")))?;
     let failed = |error: hyper::Error| not_http(path, &error);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(failed)?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(failed)?;
-        let status = response.status().as_u16();
-        pass_over(response.into_body()).await;
-        Ok(status)
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(failed)?;
+    let answered = CancellationToken::new();
+    let conversation = async {
+        let response = sender.send_request(request).await;
+        let outcome = match response {
+            Ok(response) => {
+                let _first = status.set(response.status().as_u16());
+                let _too_long = timeout(FAREWELL, pass_over(response.into_body())).await;
+                Ok(())
+            }
+            Err(error) => Err(failed(error)),
+        };
+        drop(sender);
+        answered.cancel();
+        outcome
     };
-    tokio::pin!(connection);
-    tokio::select! {
-        biased;
-        answer = answer => answer,
-        // It ends when the answer is complete, or breaks and then the answer is an error too.
-        never = async { let _end = (&mut connection).await; std::future::pending().await } => never,
-    }
+    let carriage = async {
+        let overdue = async {
+            answered.cancelled().await;
+            tokio::time::sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            // Not shut down by us: the worker is to close first, and then our reset, which it
+            // cannot see any more, spares it the TIME_WAIT.
+            parts = connection.without_shutdown() => {
+                let Ok(parts) = parts else { return };
+                let mut stream = parts.io.into_inner();
+                let _rude_worker = timeout(FAREWELL, stream.read(&mut [0; 64])).await;
+            }
+            () = overdue => {}
+        }
+    };
+    let (outcome, ()) = tokio::join!(conversation, carriage);
+    outcome
 }
 
-/// Reads a body to its end, or as far as is sensible: a worker that closes first, as it was
-/// asked to, sees no reset.
+/// Reads a body to its end, or as far as is sensible.
 async fn pass_over(mut body: Incoming) {
     let mut read = 0;
     while let Some(Ok(frame)) = body.frame().await {

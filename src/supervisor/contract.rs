@@ -96,6 +96,10 @@ impl Room {
         }
     }
 
+    pub(super) fn slot(&self) -> Arc<str> {
+        Arc::clone(&self.slot)
+    }
+
     /// Everything that the next generation needs before it can be spawned.
     pub(super) fn prepare(&mut self, workers: &Workers, generation: u32) -> io::Result<Prepared> {
         let user = workers.user.as_deref().map(find_user).transpose()?;

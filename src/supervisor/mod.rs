@@ -10,6 +10,7 @@
 
 mod contract;
 mod exec;
+mod generation;
 mod guard;
 mod home;
 mod notify;

@@ -5,8 +5,8 @@ use std::{fmt::Write as _, time::Duration};
 use tracing::{debug, error, info, warn};
 
 use super::{
+    generation::Ended,
     restart::{STABLE_AFTER, Say, Verdict},
-    slot::Ended,
     worker::Why,
 };
 use crate::config::Workers;

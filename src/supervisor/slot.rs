@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     io,
-    process::ExitStatus,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -11,28 +10,25 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinSet, time::Instant};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tokio::{sync::watch, time::Instant};
+use tracing::{debug, info};
 
 use super::{
     contract::Room,
+    generation::{Ended, Generation},
     home::Home,
     notify::{Message, NotifySocket},
-    output::{Output, Source, printable},
-    process::{Process, describe},
+    output::printable,
+    process::Process,
     report,
     restart::Verdict,
-    sweep::{self, Cookie},
     worker::{Action, Event, Limits, Why, Worker},
 };
 use crate::{
-    cluster::{self, Backlog, Cluster, Skip, SlotStats},
-    config::{Address, Workers},
+    cluster::{self, Cluster, Skip, SlotStats},
+    config::Workers,
 };
 
-/// For what a dead worker has printed to be read.
-const OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a retired slot is asked whether its last connection has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
@@ -71,53 +67,6 @@ pub(super) struct SlotTask {
     drained_by: Option<Instant>,
     /// Nobody gives orders any more.
     orphaned: bool,
-}
-
-/// The generation that runs.
-#[derive(Debug)]
-struct Generation {
-    number: u32,
-    pid: u32,
-    process: Process,
-    notify: NotifySocket,
-    output: JoinSet<Vec<String>>,
-    output_ends: CancellationToken,
-    spawned: Instant,
-    address: Address,
-    backlog: Option<Backlog>,
-    said_ready: bool,
-    workers: Arc<Workers>,
-}
-
-impl Generation {
-    fn started(&self, slot: &Arc<str>) -> cluster::Event {
-        cluster::Event::Started {
-            slot: Arc::clone(slot),
-            generation: self.number,
-            address: self.address.clone(),
-            pid: self.pid,
-            backlog: self.backlog.clone(),
-        }
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            ready: self.workers.ready_timeout,
-            stop: self.workers.stop_timeout,
-            watchdog: self.workers.watchdog,
-        }
-    }
-}
-
-/// What was learned when a generation ended.
-#[derive(Debug)]
-pub(super) struct Ended {
-    pub generation: u32,
-    pub pid: Option<u32>,
-    /// For people: `exit code 3`.
-    pub how: String,
-    pub lived: Duration,
-    pub stderr: Vec<String>,
 }
 
 impl SlotTask {
@@ -201,7 +150,10 @@ impl SlotTask {
                     }
                 },
                 () = exited(process) => {
-                    ended = self.clean_up().await;
+                    ended = match self.running.take() {
+                        Some(generation) => Some(generation.clean_up(&self.home).await),
+                        None => None,
+                    };
                     // An empty slot that is retired needs no next generation.
                     events.extend(self.drained_by.take().map(|_| Event::Stop));
                     events.push_back(Event::Exited);
@@ -221,7 +173,7 @@ impl SlotTask {
         match (want, &self.running) {
             (Want::Run, Some(generation)) if was_draining => {
                 // Its slot is in the table again, but empty: it starts once more.
-                self.cluster.report(generation.started(&self.name)).await;
+                self.cluster.report(generation.started()).await;
                 let mut events = vec![Event::Spawned(generation.limits())];
                 events.extend(
                     generation
@@ -257,38 +209,9 @@ impl SlotTask {
     async fn spawn(&mut self) -> io::Result<Limits> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let workers = Arc::clone(&self.orders.borrow().workers);
-        let home = Arc::clone(&self.home);
-        let prepared = self.room.prepare(&workers, number)?;
-        let (launch, address, backlog, notify) = prepared.launch(&home);
-        let (process, stdout, stderr) = Process::spawn(launch)?;
-        home.register(process.group());
-        let pid = process.id();
-        let source = Source {
-            slot: Arc::clone(&self.name),
-            generation: number,
-            pid,
-        };
-        let output_ends = CancellationToken::new();
-        let mut output = JoinSet::new();
-        match Output::new(source, stdout, stderr) {
-            Ok(lines) => drop(output.spawn(lines.run(output_ends.clone()))),
-            Err(error) => warn!(slot = %self.name, %error, "its output cannot be read"),
-        }
-        debug!(slot = %self.name, generation = number, pid, %address, "started");
-        let generation = self.running.insert(Generation {
-            number,
-            pid,
-            process,
-            notify,
-            output,
-            output_ends,
-            spawned: Instant::now(),
-            address,
-            backlog,
-            said_ready: false,
-            workers,
-        });
-        self.cluster.report(generation.started(&self.name)).await;
+        let generation = Generation::spawn(&self.home, &mut self.room, number, workers)?;
+        let generation = self.running.insert(generation);
+        self.cluster.report(generation.started()).await;
         Ok(generation.limits())
     }
 
@@ -387,45 +310,6 @@ impl SlotTask {
         events
     }
 
-    /// The process has ended: takes what is left of its generation down, and reaps it.
-    async fn clean_up(&mut self) -> Option<Ended> {
-        let Generation {
-            number,
-            pid,
-            process,
-            mut output,
-            output_ends,
-            spawned,
-            ..
-        } = self.running.take()?;
-        let group = process.group();
-        let how = describe_end(process.reap());
-        let lived = spawned.elapsed();
-        self.home.forget(group);
-        let cookie = Cookie::generation(self.home.id(), &self.name, number);
-        let swept = tokio::task::spawn_blocking(move || sweep::kill_all(&cookie)).await;
-        match swept {
-            Ok(Ok(0)) => {}
-            Ok(Ok(count)) => {
-                info!(slot = %self.name, generation = number, pid, count, "left processes behind; killed");
-            }
-            Ok(Err(error)) => {
-                warn!(slot = %self.name, %error, "cannot look for what it left behind")
-            }
-            Err(error) => warn!(slot = %self.name, %error, "cannot look for what it left behind"),
-        }
-        output_ends.cancel();
-        let tail = tokio::time::timeout(OUTPUT_TIMEOUT, output.join_next()).await;
-        let stderr = tail.ok().flatten().and_then(Result::ok).unwrap_or_default();
-        Some(Ended {
-            generation: number,
-            pid: Some(pid),
-            how,
-            lived,
-            stderr,
-        })
-    }
-
     async fn vacated(&self, ended: Option<Ended>, verdict: Verdict) {
         let Some(ended) = ended else { return };
         let why = if verdict.looping {
@@ -452,13 +336,6 @@ impl SlotTask {
             why,
         };
         self.cluster.report(gone).await;
-    }
-}
-
-fn describe_end(status: io::Result<ExitStatus>) -> String {
-    match status {
-        Ok(status) => describe(status),
-        Err(error) => format!("an unknown end ({error})"),
     }
 }
 

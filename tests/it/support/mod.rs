@@ -7,5 +7,5 @@ mod rig;
 
 pub(crate) use log::Log;
 pub(crate) use rig::{
-    DEADLINE, EXE, Rig, ask, cluster_of, connect, is_alive, static_cluster, whoami, workers,
+    DEADLINE, Rig, ask, cluster_of, connect, is_alive, static_cluster, whoami, workers,
 };

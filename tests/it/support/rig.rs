@@ -27,7 +27,7 @@ use tokio::{
 /// For anything that must happen; generous, as machines are shared.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// The program.
-pub(crate) const EXE: &str = env!("CARGO_BIN_EXE_homescar");
+const EXE: &str = env!("CARGO_BIN_EXE_homescar");
 
 /// One rude little worker with these options, under contract `port`.
 pub(crate) fn workers(options: &[&str]) -> Workers {

@@ -1,0 +1,150 @@
+//! One generation of a slot: a process with its sockets and pipes, from spawn to the last trace.
+
+use std::{io, process::ExitStatus, sync::Arc, time::Duration};
+
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    contract::Room,
+    home::Home,
+    notify::NotifySocket,
+    output::{Output, Source},
+    process::{Process, describe},
+    sweep::{self, Cookie},
+    worker::Limits,
+};
+use crate::{
+    cluster::{self, Backlog},
+    config::{Address, Workers},
+};
+
+/// For what a dead worker has printed to be read.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The generation that runs.
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub number: u32,
+    pub pid: u32,
+    pub process: Process,
+    pub notify: NotifySocket,
+    pub said_ready: bool,
+    pub workers: Arc<Workers>,
+    slot: Arc<str>,
+    address: Address,
+    backlog: Option<Backlog>,
+    output: JoinSet<Vec<String>>,
+    output_ends: CancellationToken,
+    spawned: Instant,
+}
+
+/// What was learned when a generation ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub generation: u32,
+    pub pid: Option<u32>,
+    /// For people: `exit code 3`.
+    pub how: String,
+    pub lived: Duration,
+    /// The last lines.
+    pub stderr: Vec<String>,
+}
+
+impl Generation {
+    /// Starts it in a slot's room.
+    pub(super) fn spawn(
+        home: &Home,
+        room: &mut Room,
+        number: u32,
+        workers: Arc<Workers>,
+    ) -> io::Result<Self> {
+        let slot = room.slot();
+        let prepared = room.prepare(&workers, number)?;
+        let (launch, address, backlog, notify) = prepared.launch(home);
+        let (process, stdout, stderr) = Process::spawn(launch)?;
+        home.register(process.group());
+        let pid = process.id();
+        let source = Source {
+            slot: Arc::clone(&slot),
+            generation: number,
+            pid,
+        };
+        let output_ends = CancellationToken::new();
+        let mut output = JoinSet::new();
+        match Output::new(source, stdout, stderr) {
+            Ok(lines) => drop(output.spawn(lines.run(output_ends.clone()))),
+            Err(error) => warn!(%slot, %error, "its output cannot be read"),
+        }
+        debug!(%slot, generation = number, pid, %address, "started");
+        Ok(Self {
+            number,
+            pid,
+            process,
+            notify,
+            said_ready: false,
+            workers,
+            slot,
+            address,
+            backlog,
+            output,
+            output_ends,
+            spawned: Instant::now(),
+        })
+    }
+
+    pub(super) fn started(&self) -> cluster::Event {
+        cluster::Event::Started {
+            slot: Arc::clone(&self.slot),
+            generation: self.number,
+            address: self.address.clone(),
+            pid: self.pid,
+            backlog: self.backlog.clone(),
+        }
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            ready: self.workers.ready_timeout,
+            stop: self.workers.stop_timeout,
+            watchdog: self.workers.watchdog,
+        }
+    }
+
+    /// The process has ended: takes what it has left behind down, and reaps it.
+    pub(super) async fn clean_up(mut self, home: &Home) -> Ended {
+        let (slot, number, pid) = (self.slot, self.number, self.pid);
+        let group = self.process.group();
+        let how = describe_end(self.process.reap());
+        let lived = self.spawned.elapsed();
+        home.forget(group);
+        let cookie = Cookie::generation(home.id(), &slot, number);
+        let swept = tokio::task::spawn_blocking(move || sweep::kill_all(&cookie)).await;
+        match swept.map_err(io::Error::other).flatten() {
+            Ok(0) => {}
+            Ok(count) => {
+                info!(%slot, generation = number, pid, count, "left processes behind; killed");
+            }
+            Err(error) => {
+                warn!(%slot, generation = number, %error, "cannot look for what it left behind");
+            }
+        }
+        self.output_ends.cancel();
+        let tail = tokio::time::timeout(OUTPUT_TIMEOUT, self.output.join_next()).await;
+        Ended {
+            generation: number,
+            pid: Some(pid),
+            how,
+            lived,
+            stderr: tail.ok().flatten().and_then(Result::ok).unwrap_or_default(),
+        }
+    }
+}
+
+fn describe_end(status: io::Result<ExitStatus>) -> String {
+    match status {
+        Ok(status) => describe(status),
+        Err(error) => format!("an unknown end ({error})"),
+    }
+}
