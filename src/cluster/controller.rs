@@ -91,7 +91,18 @@ fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             slot,
             generation,
             why,
-        } => changed(now, &slot, generation, |entry, _| entry.vacated(why)),
+        } => {
+            // Of a slot that is empty already it is news too: a generation that could not even
+            // be spawned was never in it.
+            let index = index_of(now, &slot)?;
+            let entry = &now.entries[index];
+            let present = entry.backend.as_ref();
+            if present.is_some_and(|backend| backend.generation != generation) {
+                return None;
+            }
+            (present.is_some() || entry.skip != Some(why))
+                .then(|| now.with(index, entry.vacated(why)))
+        }
     }
 }
 
