@@ -16,7 +16,7 @@ use super::{
     worker::Limits,
 };
 use crate::{
-    cluster::{self, Backlog},
+    cluster::{self, Backlog, Skip},
     config::{Address, Workers},
 };
 
@@ -101,6 +101,14 @@ impl Generation {
             address: self.address.clone(),
             pid: self.pid,
             backlog: self.backlog.clone(),
+        }
+    }
+
+    pub(super) fn stopping(&self, why: Skip) -> cluster::Event {
+        cluster::Event::Stopping {
+            slot: Arc::clone(&self.slot),
+            generation: self.number,
+            why,
         }
     }
 

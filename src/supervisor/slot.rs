@@ -150,10 +150,7 @@ impl SlotTask {
                     }
                 },
                 () = exited(process) => {
-                    ended = match self.running.take() {
-                        Some(generation) => Some(generation.clean_up(&self.home).await),
-                        None => None,
-                    };
+                    ended = self.clean_up().await;
                     // An empty slot that is retired needs no next generation.
                     events.extend(self.drained_by.take().map(|_| Event::Stop));
                     events.push_back(Event::Exited);
@@ -253,11 +250,7 @@ impl SlotTask {
                 if why != Why::Itself {
                     generation.process.term();
                 }
-                let stopping = cluster::Event::Stopping {
-                    slot,
-                    generation: number,
-                    why: why.skip(),
-                };
+                let stopping = generation.stopping(why.skip());
                 self.cluster.report(stopping).await;
             }
             Action::Term => generation.process.term(),
@@ -308,6 +301,14 @@ impl SlotTask {
             events.push(Event::Unresponsive);
         }
         events
+    }
+
+    /// The process has ended: no client may be sent to it while the rest is looked after.
+    async fn clean_up(&mut self) -> Option<Ended> {
+        let generation = self.running.take()?;
+        let stopping = generation.stopping(Skip::Stopping);
+        self.cluster.report(stopping).await;
+        Some(generation.clean_up(&self.home).await)
     }
 
     async fn vacated(&self, ended: Option<Ended>, verdict: Verdict) {

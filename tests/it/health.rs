@@ -9,7 +9,7 @@ use homescar::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::oneshot,
     task::JoinSet,
     time::timeout,
@@ -83,8 +83,11 @@ impl Checked {
     }
 }
 
-async fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+fn listener() -> (TcpListener, SocketAddr) {
+    // Without SO_REUSEADDR: no port that has old connections in TIME_WAIT.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1024).unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }
@@ -100,7 +103,7 @@ async fn answer_all(listener: TcpListener, answer: &'static str) {
 #[tokio::test]
 async fn a_backend_that_is_gone_is_known_to_be_and_comes_back() {
     let log = Log::capture();
-    let (first, addr) = listener().await;
+    let (first, addr) = listener();
     let checked = Checked::start(addr, checks(Check::Tcp));
     let healthy = |snapshot: &Snapshot| {
         snapshot.entries[0].backend.as_ref().unwrap().health == Health::Healthy
@@ -133,7 +136,7 @@ async fn answers_are_judged_by_their_status_and_form() {
             "GET /health was answered, but not with HTTP",
         ),
     ] {
-        let (server, addr) = listener().await;
+        let (server, addr) = listener();
         let mut checked = Checked::start(addr, checks(http(200)));
         checked.tasks.spawn(answer_all(server, answer));
         assert_eq!(checked.unhealthy().await, (true, expected.to_owned()));
@@ -146,7 +149,7 @@ async fn answers_are_judged_by_their_status_and_form() {
 
 #[tokio::test]
 async fn any_expected_status_is_well() {
-    let (server, addr) = listener().await;
+    let (server, addr) = listener();
     let mut checked = Checked::start(addr, checks(http(404)));
     let answer = "HTTP/1.0 404 As told\r\n\r\nnothing here";
     checked.tasks.spawn(answer_all(server, answer));
@@ -158,13 +161,13 @@ async fn any_expected_status_is_well() {
 
 #[tokio::test]
 async fn no_answer_is_told_from_a_wrong_one() {
-    let (mute, addr) = listener().await;
+    let (mute, addr) = listener();
     let checked = Checked::start(addr, checks(http(200)));
     let (answers, why) = checked.unhealthy().await;
     assert_eq!((answers, &*why), (false, "no answer within 100ms"));
     drop(mute);
 
-    let (closing, addr) = listener().await;
+    let (closing, addr) = listener();
     let mut checked = Checked::start(addr, checks(http(200)));
     checked.tasks.spawn(answer_all(closing, ""));
     let (answers, why) = checked.unhealthy().await;
@@ -174,9 +177,9 @@ async fn no_answer_is_told_from_a_wrong_one() {
 
 #[tokio::test]
 async fn a_static_backend_is_checked_only_when_asked_and_only_until_the_end() {
-    let (left_alone, addr) = listener().await;
+    let (left_alone, addr) = listener();
     let _unchecked = Checked::start(addr, None);
-    let (asked, addr) = listener().await;
+    let (asked, addr) = listener();
     let mut checked = Checked::start(addr, checks(Check::Tcp));
     for _ in 0..5 {
         timeout(DEADLINE, asked.accept()).await.unwrap().unwrap();
@@ -197,7 +200,7 @@ async fn a_static_backend_is_checked_only_when_asked_and_only_until_the_end() {
 
 #[tokio::test]
 async fn another_configuration_is_followed_at_once() {
-    let (server, addr) = listener().await;
+    let (server, addr) = listener();
     let mut checked = Checked::start(addr, None);
     checked
         .tasks
@@ -215,7 +218,7 @@ async fn another_configuration_is_followed_at_once() {
 
 #[tokio::test]
 async fn checks_leave_nothing_in_time_wait() {
-    let (tcp, tcp_addr) = listener().await;
+    let (tcp, tcp_addr) = listener();
     let _by_tcp = Checked::start(tcp_addr, checks(Check::Tcp));
     let mut config = workers(&[]);
     config.count = 1.try_into().unwrap();

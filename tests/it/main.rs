@@ -1,5 +1,7 @@
 //! The one integration binary: a file a behaviour.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
+
 mod commands;
 mod config;
 mod demo;
@@ -8,6 +10,7 @@ mod health;
 mod proxy_header;
 mod relay;
 mod reload;
+mod scaling;
 mod stickiness;
 mod supervisor;
 mod support;

@@ -1,41 +1,30 @@
 //! Workers are started, kept and ended, however rude they are.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader},
-    num::NonZeroUsize,
+    path::Path,
     process::Stdio,
-    sync::atomic::Ordering,
     time::Duration,
 };
 
 use homescar::{
     cluster::{Skip, Snapshot},
-    config::{Address, Contract, ReadyBy, Workers},
+    config::{Address, Contract, ReadyBy},
 };
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::Signal,
+    },
     unistd::Pid,
 };
 use tokio::{io::AsyncWriteExt, time::Instant};
 
-use crate::support::{Log, Rig, ask, cluster_of, connect, is_alive, whoami, workers};
-
-fn pid_of(entry: &homescar::cluster::Entry) -> u32 {
-    entry.backend.as_ref().unwrap().pid.unwrap()
-}
-
-fn kill_9(pid: u32) {
-    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
-}
-
-async fn until_dead(pid: u32, within: Duration) {
-    let deadline = Instant::now() + within;
-    while is_alive(pid) {
-        assert!(Instant::now() < deadline, "{pid} still lives");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
+use crate::support::{
+    Log, Rig, ask, cluster_of, connect, is_alive, kill_9, pid_of, until_dead, whoami, workers,
+};
 
 /// The number after `word` in a line.
 fn number_after(line: &str, word: &str) -> u32 {
@@ -195,6 +184,113 @@ async fn a_command_that_does_not_exist_is_named() {
     assert!(loud.contains("exit code 127"), "{loud}");
     assert!(loud.contains(why), "{loud}");
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_be_spawned_is_a_crash_loop_too() {
+    let log = Log::capture();
+    let mut config = workers(&[]);
+    config.user = Some("no-such-user".to_owned());
+    let rig = Rig::start(&cluster_of(config));
+    let looping = |snapshot: &Snapshot| snapshot.entries[0].skip == Some(Skip::CrashLoop);
+    rig.until("a crash loop", looping).await;
+    let loud = log.wait_for("crash-loops").await;
+    let why = r#"it could not be started: no user "no-such-user" on this machine"#;
+    assert!(loud.contains(why), "{loud}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_inherits_nothing_of_homescars() {
+    let mut config = workers(&[]);
+    config.command = vec!["sleep".to_owned(), "1000".to_owned()];
+    config.contract = Contract::Fd;
+    config.cwd = Some("/usr".into());
+    let rig = Rig::start(&cluster_of(config));
+    // Nothing has been spawned yet, and what is spawned has the limit of before.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, soft - 1, hard).unwrap();
+    let started = |snapshot: &Snapshot| snapshot.entries[0].backend.is_some();
+    let snapshot = rig.until("started", started).await;
+    let pid = pid_of(&snapshot.entries[0]);
+    let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while file("comm") != "sleep\n" {
+        assert!(Instant::now() < deadline, "it is still {}", file("comm"));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    let limits = file("limits");
+    let open_files = limits.lines().find(|l| l.starts_with("Max open files"));
+    let limit: u64 = open_files.unwrap()[14..]
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(limit == soft || limit == soft + 1, "{limit}, not {soft}");
+    let status = file("status");
+    let mask = |name: &str| {
+        let line = status.lines().find(|l| l.starts_with(name)).unwrap();
+        u64::from_str_radix(line[name.len()..].trim(), 16).unwrap()
+    };
+    assert_eq!(mask("SigBlk:"), 0);
+    assert_eq!(mask("SigIgn:") & (1 << (Signal::SIGPIPE as u32 - 1)), 0);
+    let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
+    assert_eq!(link("cwd").to_str(), Some("/usr"));
+    assert_eq!(link("fd/0").to_str(), Some("/dev/null"));
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut fds: Vec<_> = fds.map(|fd| fd.unwrap().file_name()).collect();
+    fds.sort();
+    let mut expected: Vec<_> = ["0", "1", "2", "3"].map(OsString::from).to_vec();
+    expected.extend(
+        inherited()
+            .into_iter()
+            .filter(|fd| fd.len() > 1 || *fd > *"3"),
+    );
+    expected.sort();
+    assert_eq!(fds, expected);
+    assert!(link("fd/3").to_str().unwrap().starts_with("socket:"));
+    let raw = Pid::from_raw(pid.try_into().unwrap());
+    assert_eq!(nix::unistd::getpgid(Some(raw)).unwrap(), raw);
+    rig.stop().await;
+}
+
+/// Descriptors which whoever started the tests has left open for everybody.
+fn inherited() -> Vec<OsString> {
+    let fds = fs::read_dir("/proc/self/fdinfo").unwrap();
+    let names = fds.map(|fd| fd.unwrap().file_name());
+    let is_passed_on = |name: &OsString| {
+        let path = Path::new("/proc/self/fdinfo").join(name);
+        // One that was closed meanwhile was another test's.
+        let info = fs::read_to_string(path).unwrap_or_default();
+        let flags = info.lines().find_map(|l| l.strip_prefix("flags:"));
+        let close_on_exec = 0o2_000_000;
+        flags.is_some_and(|f| i64::from_str_radix(f.trim(), 8).unwrap() & close_on_exec == 0)
+    };
+    names.filter(is_passed_on).collect()
+}
+
+#[tokio::test]
+async fn a_worker_of_another_user_reaches_its_own_sockets() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut config = workers(&["--ready-notify", "--children"]);
+    config.user = Some("nobody".to_owned());
+    config.contract = Contract::Unix;
+    config.ready = ReadyBy::Notify;
+    let log = Log::capture();
+    let rig = Rig::start(&cluster_of(config));
+    let entry = rig.ready("app/0", 1).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", pid_of(&entry))).unwrap();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid;
+    let uids = status.lines().find(|l| l.starts_with("Uid:")).unwrap();
+    assert_eq!(number_after(uids, "Uid:"), nobody.as_raw());
+    assert_eq!(whoami(&entry).await["slot"], "app/0");
+    let line = log.wait_for("worker: grandchild").await;
+    rig.stop().await;
+    assert!(!is_alive(number_after(&line, "worker: grandchild")));
 }
 
 #[tokio::test]
@@ -385,77 +481,6 @@ async fn a_missed_watchdog_replaces_the_worker() {
     assert!(!is_alive(pid_of(&first)));
     log.wait_for("app/0 no WATCHDOG=1 for 600 ms: TERM now, KILL in 200 ms")
         .await;
-    rig.stop().await;
-}
-
-#[tokio::test]
-async fn slots_beyond_the_count_are_drained_and_others_are_left_alone() {
-    let log = Log::capture();
-    let mut config = workers(&[]);
-    config.count = NonZeroUsize::new(3).unwrap();
-    let mut rig = Rig::start(&cluster_of(config.clone()));
-    let mut before = Vec::new();
-    for slot in ["app/0", "app/1", "app/2"] {
-        before.push(rig.ready(slot, 1).await);
-    }
-    // A connection of the third slot is open, as the data plane counts it.
-    before[2].slot.stats.active.store(1, Ordering::Relaxed);
-    let count = |count| Workers {
-        count: NonZeroUsize::new(count).unwrap(),
-        ..config.clone()
-    };
-    rig.configure(cluster_of(count(1))).await;
-    until_dead(pid_of(&before[1]), Duration::from_secs(5)).await;
-    log.wait_for("app/1 stopped: signal TERM").await;
-    assert!(is_alive(pid_of(&before[2])), "it still serves");
-
-    // Wanted again before it was ended: the same process.
-    rig.configure(cluster_of(count(3))).await;
-    let kept = rig.ready("app/2", 1).await;
-    assert_eq!(pid_of(&kept), pid_of(&before[2]));
-    let anew = rig.ready("app/1", 2).await;
-    assert_ne!(pid_of(&anew), pid_of(&before[1]));
-
-    rig.configure(cluster_of(count(2))).await;
-    until_dead(pid_of(&kept), Duration::from_secs(5)).await;
-    assert!(is_alive(pid_of(&before[0])));
-    assert_eq!(pid_of(&rig.ready("app/0", 1).await), pid_of(&before[0]));
-    rig.stop().await;
-}
-
-#[tokio::test]
-async fn a_drain_ends_at_its_deadline() {
-    let mut config = workers(&[]);
-    config.count = NonZeroUsize::new(2).unwrap();
-    let mut rig = Rig::start(&cluster_of(config.clone()));
-    let entry = rig.ready("app/1", 1).await;
-    entry.slot.stats.active.store(1, Ordering::Relaxed);
-    config.count = NonZeroUsize::MIN;
-    let mut fewer = cluster_of(config);
-    fewer.drain.timeout = Duration::from_millis(300);
-    let began = Instant::now();
-    rig.configure(fewer).await;
-    until_dead(pid_of(&entry), Duration::from_secs(5)).await;
-    assert!(began.elapsed() >= Duration::from_millis(300));
-    rig.stop().await;
-}
-
-#[tokio::test]
-async fn a_changed_command_holds_from_the_next_generation_on() {
-    let log = Log::capture();
-    let config = workers(&[]);
-    let mut rig = Rig::start(&cluster_of(config));
-    let first = rig.ready("app/0", 1).await;
-    let changed = cluster_of(workers(&["--stderr", "the new one"]));
-    rig.configure(changed.clone()).await;
-    rig.configure(changed).await;
-    log.wait_for("keep the old one until they are restarted")
-        .await;
-    assert_eq!(whoami(&first).await["generation"], 1);
-    kill_9(pid_of(&first));
-    rig.ready("app/0", 2).await;
-    log.wait_for("worker: the new one").await;
-    assert_eq!(log.with("keep the old one").len(), 1);
     rig.stop().await;
 }
 

@@ -17,11 +17,15 @@ use homescar::{
     health::Checker,
     supervisor::{Home, Supervisor},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpStream, UnixStream},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// For anything that must happen; generous, as machines are shared.
@@ -184,4 +188,21 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     };
     let state = stat.rsplit(") ").next().unwrap_or_default();
     !state.starts_with(['Z', 'X'])
+}
+
+/// The process of a slot's worker.
+pub(crate) fn pid_of(entry: &Entry) -> u32 {
+    entry.backend.as_ref().unwrap().pid.unwrap()
+}
+
+pub(crate) fn kill_9(pid: u32) {
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
+}
+
+pub(crate) async fn until_dead(pid: u32, within: Duration) {
+    let deadline = Instant::now() + within;
+    while is_alive(pid) {
+        assert!(Instant::now() < deadline, "{pid} still lives");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
