@@ -130,6 +130,9 @@ impl Session {
         let mut heard = Instant::now();
         loop {
             tokio::select! {
+                // What is to be sent comes first: a client that asks much, such as for hashes on
+                // the event loop, hears what that does while it does it.
+                biased;
                 Some(text) = waiting.recv() => {
                     write(socket.feed(Message::Text(text))).await?;
                     while let Ok(text) = waiting.try_recv() {

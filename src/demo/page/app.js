@@ -441,8 +441,11 @@ function chart(canvas, { samples, from, to, top, colors }) {
   context.beginPath();
   context.rect(left, 0, right - left, height);
   context.clip();
+  let before = -Infinity;
   for (const { at, ms } of samples) {
-    const start = x(at - Math.max(SAMPLE_MS, ms) - 6), end = x(at);
+    const length = Math.max(SAMPLE_MS, ms);
+    const start = x(at - before < 2 * length ? before : at - length), end = x(at);
+    before = at;
     if (end < left) continue;
     const level = Math.min(y(ms), bottom - 1.5);
     context.fillStyle = color(ms > HEALTHY_MS ? '--coral' : '--sea');
@@ -452,6 +455,10 @@ function chart(canvas, { samples, from, to, top, colors }) {
     context.fillRect(start, level - 1, end - start, 2);
   }
   context.restore();
+  if (samples.length > 0 || canvas.id === 'chart-live') return;
+  context.fillStyle = color('--soft');
+  context.textAlign = 'center';
+  context.fillText('drawn while it runs', (left + right) / 2, (bottom + up) / 2 - 14);
 }
 
 function drawForever() {

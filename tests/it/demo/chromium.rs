@@ -24,7 +24,7 @@ pub(crate) struct Look {
 /// Wide and light.
 pub(crate) const WIDE: Look = Look {
     width: 1280,
-    height: 1400,
+    height: 1500,
     dark: false,
 };
 

@@ -47,7 +47,8 @@ pub(crate) async fn home(window: &Client) -> Home {
 /// Takes another name.
 pub(crate) async fn rename(window: &Client, name: &str) {
     let field = window.find(Locator::Css("#name")).await.unwrap();
-    field.clear().await.unwrap();
+    let select = "document.getElementById('name').select()";
+    window.execute(select, Vec::new()).await.unwrap();
     field.send_keys(name).await.unwrap();
     field.send_keys("\u{e004}").await.unwrap(); // Tab
 }
