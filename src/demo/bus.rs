@@ -129,7 +129,7 @@ impl Bus {
 
     /// Keeps a connection for as long as the chat holds its ends.
     pub(super) async fn run(self, mut ends: BusEnds) {
-        let mut failures = 0;
+        let (mut failures, mut said) = (0, false);
         while !ends.events.is_closed() {
             let mut stood = false;
             let ended = match &self {
@@ -138,8 +138,9 @@ impl Bus {
             };
             let Err(error) = ended;
             failures = if stood { 0 } else { failures + 1 };
-            if failures <= 1 {
+            if stood || !said {
                 warn!(%error, "the bus of the chat is away");
+                said = true;
             }
             if ends.tell(Event::Down(error.to_string())).await.is_err() {
                 return;

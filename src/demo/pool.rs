@@ -104,13 +104,14 @@ impl Pool {
             });
         }
         work.jobs.push_back(Box::new(move || {
-            if answer.is_closed() {
-                return;
-            }
-            if let Ok(value) = panic::catch_unwind(AssertUnwindSafe(job)) {
-                // The asker may have left meanwhile; then nobody misses the value.
-                drop(answer.send(value));
-            }
+            let is_wanted = !answer.is_closed();
+            let value = is_wanted.then(|| panic::catch_unwind(AssertUnwindSafe(job)));
+            Box::new(move || {
+                if let Some(Ok(value)) = value {
+                    // The asker may have left meanwhile; then nobody misses the value.
+                    drop(answer.send(value));
+                }
+            })
         }));
         drop(work);
         self.shared.arrived.notify_one();
@@ -144,8 +145,11 @@ struct Shared {
     arrived: Condvar,
 }
 
+/// Does the work, and gives what is to be called to hand over its result.
+type Job = Box<dyn FnOnce() -> Box<dyn FnOnce()> + Send>;
+
 struct Work {
-    jobs: VecDeque<Box<dyn FnOnce() + Send>>,
+    jobs: VecDeque<Job>,
     closed: bool,
     state: State,
 }
@@ -168,10 +172,14 @@ impl Shared {
             if let Some(job) = work.jobs.pop_front() {
                 work.state.running += 1;
                 drop(work);
-                job();
+                let hand_over = job();
                 work = self.lock();
                 work.state.running -= 1;
                 work.state.done += 1;
+                drop(work);
+                // After the count, so that who has the result sees a pool with a place for more.
+                hand_over();
+                work = self.lock();
             } else if work.closed {
                 return;
             } else {
@@ -212,7 +220,7 @@ mod tests {
                 let gate = Arc::clone(&gate);
                 pool.submit(move || {
                     // Ends when the sender goes.
-                    drop(gate.lock().unwrap().recv());
+                    let _ended = gate.lock().unwrap().recv();
                     number
                 })
             })
@@ -247,12 +255,12 @@ mod tests {
         static RAN: AtomicUsize = AtomicUsize::new(0);
         let pool = pool(1, 4);
         let (open, gate) = mpsc::channel::<()>();
-        let first = pool.submit(move || drop(gate.recv())).unwrap();
+        let first = pool.submit(move || gate.recv()).unwrap();
         let count = || RAN.fetch_add(1, Ordering::SeqCst);
         drop(pool.submit(count).unwrap());
         let wanted = pool.submit(count).unwrap();
         drop(open);
-        first.await.unwrap();
+        first.await.unwrap().unwrap_err();
         wanted.await.unwrap();
         assert_eq!(RAN.load(Ordering::SeqCst), 1);
     }

@@ -13,7 +13,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::{Instant, interval, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -35,6 +35,7 @@ use super::{
 const MESSAGE_AT_MOST: usize = 4 * 1024;
 /// Messages that may wait to be sent.
 const WAITING_AT_MOST: usize = 128;
+const TURN_OF_THE_LOOP: Duration = Duration::from_millis(1);
 const HASHES_AT_MOST: usize = 64;
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -224,15 +225,19 @@ impl Session {
             let result = worker.hasher.hash(password, on).await;
             let status = result.as_ref().map_or_else(|error| error.status(), |_| 200);
             let hashed = result.ok();
-            outbox.push(ToPage::Hash { id, status, hashed }.encode());
             drop(permit);
+            ToPage::Hash { id, status, hashed }.encode()
         };
         match on {
-            Place::Pool => drop(self.worker.tasks.spawn(answering)),
+            Place::Pool => {
+                let task = async move { outbox.push(answering.await) };
+                drop(self.worker.tasks.spawn(task));
+            }
             Place::Loop => {
-                answering.await;
-                // Let timers and other sockets have their turn between two stalls.
-                tokio::task::yield_now().await;
+                outbox.push(answering.await);
+                // Let the loop turn between two stalls. Not with `yield_now`: the push has woken
+                // this very task, and a task that is awake is polled again before any timer.
+                sleep(TURN_OF_THE_LOOP).await;
             }
         }
     }

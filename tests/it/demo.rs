@@ -1,6 +1,8 @@
 //! The chat demo: its workers as processes, over the hub and over a real Redis, and its page in a
 //! real browser.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod browser;
 mod bus;
 pub(crate) mod chromium;

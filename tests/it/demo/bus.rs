@@ -35,13 +35,19 @@ async fn chat_over_two_workers(bus: &Bus, name: &str) {
     let mut ben = Page::open_as(second.address(), "Ben").await;
     assert_eq!(ada.hello["slot"], "chat/0");
     let presence = ada.people(2).await;
-    assert_eq!((&presence["room"], &presence["here"]), (&json!("lobby"), &json!(1)));
+    assert_eq!(
+        (&presence["room"], &presence["here"]),
+        (&json!("lobby"), &json!(1))
+    );
 
     ada.say("a1", " one ").await;
     for page in [&mut ada, &mut ben] {
         let line = page.next("line").await["line"].take();
         assert_eq!(line["text"], "one");
-        assert_eq!((&line["name"], &line["slot"]), (&json!("Ada"), &json!("chat/0")));
+        assert_eq!(
+            (&line["name"], &line["slot"]),
+            (&json!("Ada"), &json!("chat/0"))
+        );
     }
     // Sent again, as a page does that saw no echo: remembered once.
     ada.say("a1", "one").await;
@@ -54,18 +60,26 @@ async fn chat_over_two_workers(bus: &Bus, name: &str) {
     ben.people(1).await;
     let mut ada = Page::open(next.address()).await;
     assert_eq!(ada.hello["generation"], 2);
-    ada.send(json!({"type": "join", "room": "lobby", "name": "Ada"})).await;
+    ada.send(json!({"type": "join", "room": "lobby", "name": "Ada"}))
+        .await;
     let history = ada.next("history").await;
     assert_eq!(texts(&history), ["one", "two"]);
     ben.people(2).await;
 
     let mut other = Page::open(second.address()).await;
-    other.send(json!({"type": "join", "room": "attic", "name": "Cyd"})).await;
-    assert_eq!(texts(&other.next("history").await), [""; 0], "rooms are apart");
+    other
+        .send(json!({"type": "join", "room": "attic", "name": "Cyd"}))
+        .await;
+    assert_eq!(
+        texts(&other.next("history").await),
+        [""; 0],
+        "rooms are apart"
+    );
     assert_eq!(other.people(1).await["room"], "attic");
     drop(other);
     let mut late = Page::open(next.address()).await;
-    late.send(json!({"type": "join", "room": "attic", "name": "Dee"})).await;
+    late.send(json!({"type": "join", "room": "attic", "name": "Dee"}))
+        .await;
     assert_eq!(late.people(1).await["here"], 1, "{name}: Cyd has left");
 }
 
@@ -81,7 +95,10 @@ async fn a_worker_waits_for_its_hub_and_comes_back_to_it() {
     assert_eq!((&down["name"], down["why"] != ""), (&json!("hub"), true));
     ada.say("1", "anyone?").await;
     let refused = ada.next("error").await;
-    assert_eq!((&refused["code"], &refused["id"]), (&json!("no-bus"), &json!("1")));
+    assert_eq!(
+        (&refused["code"], &refused["id"]),
+        (&json!("no-bus"), &json!("1"))
+    );
 
     let hub = HubTask::start(&path);
     ada.bus(true).await;
@@ -102,7 +119,12 @@ async fn a_worker_serves_on_while_redis_is_down() {
     assert_eq!(ada.bus(false).await["name"], "Redis");
     ada.say("1", "anyone?").await;
     assert_eq!(ada.next("error").await["code"], "no-bus");
-    assert_eq!(super::client::get(worker.address(), "/health").await.status(), 200);
+    assert_eq!(
+        super::client::get(worker.address(), "/health")
+            .await
+            .status(),
+        200
+    );
 
     let redis = RedisProcess::start(&path).await;
     ada.bus(true).await;
@@ -117,5 +139,8 @@ fn redis_at(path: &Path) -> Bus {
 
 fn texts(history: &Value) -> Vec<&str> {
     let lines = history["lines"].as_array().unwrap();
-    lines.iter().map(|line| line["text"].as_str().unwrap()).collect()
+    lines
+        .iter()
+        .map(|line| line["text"].as_str().unwrap())
+        .collect()
 }

@@ -39,7 +39,10 @@ impl Answer {
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.head.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.head
+            .headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 }
 
@@ -75,7 +78,9 @@ where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let headers = request.headers_mut();
-    headers.entry("host").or_insert(hyper::header::HeaderValue::from_static("worker"));
+    headers
+        .entry("host")
+        .or_insert(hyper::header::HeaderValue::from_static("worker"));
     within("an answer", async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let asking = async {
@@ -107,7 +112,9 @@ impl Page {
     pub(crate) async fn open(worker: SocketAddr) -> Self {
         let stream = TcpStream::connect(worker).await.unwrap();
         let url = format!("ws://{worker}/ws");
-        let (socket, _) = within("the upgrade", client_async(url, stream)).await.unwrap();
+        let (socket, _) = within("the upgrade", client_async(url, stream))
+            .await
+            .unwrap();
         let mut page = Self {
             socket,
             hello: Value::Null,
@@ -120,7 +127,8 @@ impl Page {
     /// Connects and enters the lobby.
     pub(crate) async fn open_as(worker: SocketAddr, name: &str) -> Self {
         let mut page = Self::open(worker).await;
-        page.send(json!({"type": "join", "room": "lobby", "name": name})).await;
+        page.send(json!({"type": "join", "room": "lobby", "name": name}))
+            .await;
         page.next("history").await;
         page
     }
@@ -134,7 +142,8 @@ impl Page {
     }
 
     pub(crate) async fn say(&mut self, id: &str, text: &str) {
-        self.send(json!({"type": "say", "id": id, "text": text})).await;
+        self.send(json!({"type": "say", "id": id, "text": text}))
+            .await;
     }
 
     /// The next message of this type; all others are passed over.
@@ -147,7 +156,9 @@ impl Page {
         within(wanted, async {
             loop {
                 let message = self.socket.next().await.expect("an open socket").unwrap();
-                let Message::Text(text) = message else { continue };
+                let Message::Text(text) = message else {
+                    continue;
+                };
                 let value: Value = serde_json::from_str(&text).unwrap();
                 if value["type"] == wanted && right(&value) {
                     return value;
@@ -164,7 +175,8 @@ impl Page {
 
     /// Waits for a presence of so many people.
     pub(crate) async fn people(&mut self, people: u32) -> Value {
-        self.find("presence", |presence| presence["people"] == people).await
+        self.find("presence", |presence| presence["people"] == people)
+            .await
     }
 
     /// Reads until the end: the Close, if there is one.

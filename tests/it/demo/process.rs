@@ -40,7 +40,7 @@ pub(crate) enum Bus {
 pub(crate) struct WorkerProcess {
     child: Child,
     notified: UnixDatagram,
-    dir: TempDir,
+    _dir: TempDir,
     slot: String,
     generation: u64,
     bus: Bus,
@@ -76,7 +76,7 @@ impl WorkerProcess {
         let mut worker = Self {
             child: command.spawn().unwrap(),
             notified,
-            dir,
+            _dir: dir,
             slot: slot.to_owned(),
             generation,
             bus: bus.clone(),
@@ -139,11 +139,6 @@ impl WorkerProcess {
             }
         })
         .await
-    }
-
-    /// A private directory of this worker.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 }
 

@@ -43,7 +43,10 @@ async fn answers_its_routes_and_refuses_the_rest() {
         ("/favicon.svg", "image/svg+xml"),
     ] {
         let file = get(at, path).await;
-        assert_eq!((file.status(), file.header("content-type")), (200, media_type));
+        assert_eq!(
+            (file.status(), file.header("content-type")),
+            (200, media_type)
+        );
         assert!(file.body.len() > 300, "{path}");
     }
     let stats = get(at, "/stats").await.json();
@@ -51,13 +54,21 @@ async fn answers_its_routes_and_refuses_the_rest() {
     assert!(stats["loop_delay"]["samples"].is_array());
 
     let nothing = get(at, "/nothing").await;
-    assert_eq!((nothing.status(), nothing.json()["error"].is_string()), (404, true));
+    assert_eq!(
+        (nothing.status(), nothing.json()["error"].is_string()),
+        (404, true)
+    );
     let wrong = get(at, "/hash").await;
     assert_eq!((wrong.status(), wrong.header("allow")), (405, "POST"));
     assert_eq!(post(at, "/health", "").await.status(), 405);
     assert_eq!(get(at, "/ws").await.status(), 426);
     assert_eq!(post(at, "/hash", "{}").await.status(), 400);
-    assert_eq!(post(at, "/hash?on=moon", r#"{"password":"x"}"#).await.status(), 400);
+    assert_eq!(
+        post(at, "/hash?on=moon", r#"{"password":"x"}"#)
+            .await
+            .status(),
+        400
+    );
     assert_eq!(post(at, "/hash", vec![b' '; 5000]).await.status(), 413);
     let foreign = Request::post("/kill").header("origin", "http://evil.example");
     let foreign = ask(at, foreign.body(Full::default()).unwrap()).await;
@@ -87,17 +98,31 @@ async fn what_does_not_fit_into_the_pool_is_told_so_at_once() {
     let at = worker.address();
     let asked = (0..60).map(|_| post(at, "/hash", r#"{"password":"x"}"#));
     let answers = join_all(asked).await;
-    let count = |status| answers.iter().filter(|answer| answer.status() == status).count();
+    let count = |status| {
+        answers
+            .iter()
+            .filter(|answer| answer.status() == status)
+            .count()
+    };
     let (done, full) = (count(200), count(429));
     assert_eq!(done + full, 60);
     assert!(full > 0);
-    let refused = answers.iter().find(|answer| answer.status() == 429).unwrap();
+    let refused = answers
+        .iter()
+        .find(|answer| answer.status() == 429)
+        .unwrap();
     assert_eq!(refused.header("retry-after"), "1");
     assert!(refused.json()["error"].is_string());
     let pool = &get(at, "/stats").await.json()["pool"];
     let threads = usize::try_from(pool["threads"].as_u64().unwrap()).unwrap();
-    assert!(done >= threads + 16, "{done} of {threads} threads and 16 places");
-    assert_eq!((&pool["done"], &pool["refused"]), (&json!(done), &json!(full)));
+    assert!(
+        done >= threads + 16,
+        "{done} of {threads} threads and 16 places"
+    );
+    assert_eq!(
+        (&pool["done"], &pool["refused"]),
+        (&json!(done), &json!(full))
+    );
     hub.stop().await;
 }
 
@@ -123,8 +148,13 @@ async fn a_hash_on_the_loop_holds_it_up_and_one_on_the_pool_does_not() {
         let samples = get(worker.address(), "/stats").await.json();
         worst.push((samples["loop_delay"]["max_ms"].as_f64().unwrap(), slowest));
     }
-    let [(calm, _), (held_up, longest_hash)] = worst[..] else { panic!() };
-    assert!(held_up >= longest_hash - 25.0, "{held_up} by a hash of {longest_hash} ms");
+    let [(calm, _), (held_up, longest_hash)] = worst[..] else {
+        panic!()
+    };
+    assert!(
+        held_up >= longest_hash - 25.0,
+        "{held_up} by a hash of {longest_hash} ms"
+    );
     assert!(held_up > calm, "{held_up} {calm}");
     hub.stop().await;
 }
@@ -136,7 +166,10 @@ async fn ends_in_order_on_sigterm_and_frees_its_unix_socket() {
     let path = dir.path().join("worker.sock");
     let mut unix = WorkerProcess::start_at(path.to_str().unwrap(), "chat/0", 5, &bus).await;
     let who = get_unix(&unix.listens, "/whoami").await.json();
-    assert_eq!((&who["generation"], &who["pid"]), (&json!(5), &json!(unix.pid())));
+    assert_eq!(
+        (&who["generation"], &who["pid"]),
+        (&json!(5), &json!(unix.pid()))
+    );
     tcp.notification("WATCHDOG=1").await;
 
     let mut page = Page::open_as(tcp.address(), "Ada").await;
@@ -147,7 +180,11 @@ async fn ends_in_order_on_sigterm_and_frees_its_unix_socket() {
     let close = page.closed().await.expect("a Close frame");
     assert_eq!(u16::from(close.code), 1001);
     assert!(tcp.exit().await.success());
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        asked.elapsed()
+    );
     drop(idle);
 
     unix.signal(Signal::SIGTERM);
@@ -161,7 +198,11 @@ async fn a_killed_worker_leaves_without_an_answer_and_its_path_can_be_used_again
     let (dir, hub, mut tcp) = one().await;
     let stream = TcpStream::connect(tcp.address()).await.unwrap();
     let kill = Request::post(format!("/kill?pid={}", tcp.pid()));
-    assert!(ask_over(stream, kill.body(Full::default()).unwrap()).await.is_err());
+    assert!(
+        ask_over(stream, kill.body(Full::default()).unwrap())
+            .await
+            .is_err()
+    );
     assert!(!tcp.exit().await.success());
 
     let bus = Bus::Hub(dir.path().join("hub"));
@@ -169,7 +210,10 @@ async fn a_killed_worker_leaves_without_an_answer_and_its_path_can_be_used_again
     let unix = WorkerProcess::start_at(path.to_str().unwrap(), "chat/0", 1, &bus).await;
     unix.signal(Signal::SIGKILL);
     let next = unix.next_generation().await;
-    assert_eq!(get_unix(&next.listens, "/whoami").await.json()["generation"], 2);
+    assert_eq!(
+        get_unix(&next.listens, "/whoami").await.json()["generation"],
+        2
+    );
     hub.stop().await;
 }
 
@@ -181,8 +225,12 @@ async fn bad_messages_are_answered_and_long_ones_end_the_socket() {
     assert_eq!(page.next("error").await["code"], "malformed");
     page.say("1", "before joining").await;
     let refused = page.next("error").await;
-    assert_eq!((&refused["code"], &refused["id"]), (&json!("no-room"), &json!("1")));
-    page.send(json!({"type": "join", "room": "x".repeat(25), "name": "Ada"})).await;
+    assert_eq!(
+        (&refused["code"], &refused["id"]),
+        (&json!("no-room"), &json!("1"))
+    );
+    page.send(json!({"type": "join", "room": "x".repeat(25), "name": "Ada"}))
+        .await;
     assert_eq!(page.next("error").await["code"], "room");
     page.send_text(" ".repeat(5000)).await;
     page.closed().await;
@@ -198,14 +246,20 @@ async fn one_who_floods_is_slowed_down() {
     }
     let refused = page.next("error").await;
     assert_eq!(refused["code"], "too-fast");
-    assert!(refused["id"].is_string(), "the page knows which one to send again");
+    assert!(
+        refused["id"].is_string(),
+        "the page knows which one to send again"
+    );
     hub.stop().await;
 }
 
 #[tokio::test]
 async fn says_what_it_misses() {
     let mut worker = command(env!("CARGO_BIN_EXE_homescar"));
-    worker.arg("demo-worker").env_remove("PORT").stderr(std::process::Stdio::piped());
+    worker
+        .arg("demo-worker")
+        .env_remove("PORT")
+        .stderr(std::process::Stdio::piped());
     let output = within("its end", worker.output()).await.unwrap();
     assert!(!output.status.success());
     let told = String::from_utf8_lossy(&output.stderr);
