@@ -1,6 +1,9 @@
 //! The one integration binary: a file a behaviour.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests may"
+)]
 
 mod commands;
 mod config;
