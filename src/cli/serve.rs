@@ -61,7 +61,6 @@ pub(super) fn with_runtime(command: impl Future<Output = Exit>) -> Exit {
 /// Starts everything, serves until told to end, and drains.
 pub(super) async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
     let log = Log::start(config.log);
-    raise_descriptor_limit();
     let tasks = TaskTracker::new();
     let signals = match signals(&tasks) {
         Ok(signals) => signals,
@@ -77,6 +76,8 @@ pub(super) async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
             return Exit::Unavailable;
         }
     };
+    // After the start, which notes the limit that workers are to get.
+    raise_descriptor_limit();
     tokio::select! {
         () = app.run(signals) => {}
         () = log.report_dropped() => {}

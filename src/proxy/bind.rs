@@ -4,10 +4,11 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     num::NonZeroUsize,
+    os::fd::AsFd,
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::Bind;
 
@@ -80,6 +81,34 @@ pub(super) fn set_options(socket: SockRef<'_>) -> io::Result<()> {
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
     socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Makes a listening socket ignore whoever knocks from now on: every segment with SYN and without
+/// ACK is dropped. Handshakes that have begun go on.
+pub(super) fn refuse_handshakes(socket: &impl AsFd) -> io::Result<()> {
+    /// Where a TCP header has its flags, and the two that matter (RFC 9293, section 3.1).
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let code = |code: u32| code as u16;
+    let filter = [
+        SockFilter::new(
+            code(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS),
+            0,
+            0,
+            FLAGS,
+        ),
+        SockFilter::new(
+            code(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K),
+            0,
+            0,
+            SYN | ACK,
+        ),
+        SockFilter::new(code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K), 0, 1, SYN),
+        SockFilter::new(code(libc::BPF_RET | libc::BPF_K), 0, 0, 0),
+        SockFilter::new(code(libc::BPF_RET | libc::BPF_K), 0, 0, u32::MAX),
+    ];
+    SockRef::from(socket).attach_filter(&filter)
 }
 
 fn group(addr: SocketAddr, dual_stack: bool, threads: NonZeroUsize) -> io::Result<BoundGroup> {

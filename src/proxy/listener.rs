@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     admit::{Clients, Gauge},
-    connection,
+    bind, connection,
     plane::Admission,
     registry,
 };
@@ -25,6 +25,9 @@ use crate::{cluster::Cluster, config};
 /// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// For handshakes that have begun when a door closes; more than a round trip of most clients.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(250);
 
 /// A front door: what its connections share. The addresses that lead to it are [`Door`]s.
 #[derive(Debug)]
@@ -130,34 +133,48 @@ impl Door {
 
 /// Accepts on one socket until its door closes.
 pub(super) async fn accept(door: Arc<Door>, socket: StdListener, admission: Arc<Admission>) {
-    let address = door.address;
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
-        Err(error) => return warn!(%address, %error, "cannot accept"),
+        Err(error) => return warn!(address = %door.address, %error, "cannot accept"),
     };
-    let mut closing = pin!(door.closing.cancelled());
+    let closing = door.closing.cancelled();
+    accept_until(closing, &door, &socket, &admission).await;
+    // Who is on the way in when the sockets close would be reset. So no more handshakes begin,
+    // those that have begun are finished, and then nobody is left to be reset.
+    if bind::refuse_handshakes(&socket).is_ok() {
+        accept_until(sleep(LAST_HANDSHAKES), &door, &socket, &admission).await;
+    }
+    while let Some(Ok(accepted)) = socket.accept().now_or_never() {
+        start(&door, &admission, accepted);
+    }
+}
+
+async fn accept_until(
+    end: impl Future<Output = ()>,
+    door: &Door,
+    socket: &TcpListener,
+    admission: &Admission,
+) {
+    let mut end = pin!(end);
     let mut troubles = Troubles::default();
     loop {
         tokio::select! {
             accepted = socket.accept() => match accepted {
                 Ok(accepted) => {
-                    troubles.over(address);
-                    start(&door, &admission, accepted);
+                    troubles.over(door.address);
+                    start(door, admission, accepted);
                 }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
-                    let pause = troubles.next(address, &error);
+                    let pause = troubles.next(door.address, &error);
                     tokio::select! {
                         () = sleep(pause) => {}
-                        () = &mut closing => return,
+                        () = &mut end => return,
                     }
                 }
             },
-            () = &mut closing => break,
+            () = &mut end => return,
         }
-    }
-    while let Some(Ok(accepted)) = socket.accept().now_or_never() {
-        start(&door, &admission, accepted);
     }
 }
 

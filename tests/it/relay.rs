@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::support::{
-    client::{Client, address_of_client},
+    client::{Client, address_of_client, is_turned_away},
     homescar::{Homescar, SOON, descriptors, eventually, resident_kib},
 };
 
@@ -427,21 +427,17 @@ async fn limits_refuse_what_is_too_much_and_nothing_else() {
     let server = accept(&backend).await;
     let _second = connect(a).await;
     let _server = accept(&backend).await;
-    let mut third = connect(a).await;
-    assert!(is_reset(&third.rest().await));
-    assert_eq!(
-        homescar.record_of(third.local_addr()).await["reason"],
-        "limit_client"
-    );
+    is_turned_away(a, address).await;
+    homescar
+        .line("the refusal", |line| line["reason"] == "limit_client")
+        .await;
 
     let _other = connect(b).await;
     let _server_of_other = accept(&backend).await;
-    let mut too_many = connect(c).await;
-    assert!(is_reset(&too_many.rest().await));
-    assert_eq!(
-        homescar.record_of(too_many.local_addr()).await["reason"],
-        "limit_listener"
-    );
+    is_turned_away(c, address).await;
+    homescar
+        .line("the refusal", |line| line["reason"] == "limit_listener")
+        .await;
 
     // One goes, one may come.
     let from = first.local_addr();
@@ -473,10 +469,8 @@ async fn the_global_limit_holds_over_listeners() {
     let _first_server = accept(&backend).await;
     let _second = Client::connect(two).await.unwrap();
     let _second_server = accept(&backend).await;
-    let mut third = Client::connect(one).await.unwrap();
-    assert!(is_reset(&third.rest().await));
-    assert_eq!(
-        homescar.record_of(third.local_addr()).await["reason"],
-        "limit_global"
-    );
+    is_turned_away(address_of_client(1), one).await;
+    homescar
+        .line("the refusal", |line| line["reason"] == "limit_global")
+        .await;
 }

@@ -280,14 +280,17 @@ async fn on_down_reject_refuses_its_own_clients_only() {
         assert!(who(*from, to).await.is_err());
     }
     let refused = |line: &serde_json::Value| line["reason"] == "slot_down";
-    assert_eq!(
+    let count = || {
         homescar
             .records()
             .iter()
             .filter(|line| refused(line))
-            .count(),
-        clients.len()
-    );
+            .count()
+    };
+    eventually("each refusal is recorded", SOON, || {
+        count() == clients.len()
+    })
+    .await;
     let others = (0..40)
         .map(address_of_client)
         .filter(|from| !clients.contains(from));

@@ -128,6 +128,25 @@ impl Client {
     }
 }
 
+/// Connects from this address to a door that resets it at once; gives the address to find the
+/// record by, or `None` when the reset was faster than the connection.
+pub(crate) async fn is_turned_away(from: IpAddr, to: SocketAddr) -> Option<SocketAddr> {
+    let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+    match Client::connect_from(from, to).await {
+        Ok(mut client) => {
+            let here = client.local_addr();
+            let rest = client.rest().await;
+            assert!(
+                rest.as_ref().is_err_and(is_reset),
+                "not turned away: {rest:?}"
+            );
+            Some(here)
+        }
+        Err(error) if is_reset(&error) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// Whether a connection attempt to `to` is refused.
 pub(crate) async fn is_refused(to: SocketAddr) -> bool {
     match Client::connect(to).await {
