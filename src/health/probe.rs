@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -14,10 +15,9 @@ use hyper::{
     header::{CONNECTION, HOST, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::{TcpSocket, UnixStream},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -80,11 +80,15 @@ impl Target {
         }
         match &self.address {
             Address::Tcp(addr) => {
-                let stream = TcpStream::connect(addr).await.map_err(not_connected)?;
-                // Closed by a reset, so that no check leaves a TIME_WAIT behind.
-                SockRef::from(&stream)
-                    .set_linger(Some(Duration::ZERO))
-                    .map_err(not_connected)?;
+                let socket = match addr {
+                    SocketAddr::V4(_) => TcpSocket::new_v4(),
+                    SocketAddr::V6(_) => TcpSocket::new_v6(),
+                }
+                .map_err(not_connected)?;
+                // Closed by a reset, so that no check leaves a TIME_WAIT behind; set before it
+                // connects, as the deadline may end it at any moment.
+                socket.set_zero_linger().map_err(not_connected)?;
+                let stream = socket.connect(*addr).await.map_err(not_connected)?;
                 self.converse(stream, &addr.to_string(), status).await
             }
             Address::Unix(path) => {

@@ -472,6 +472,10 @@ async fn a_missed_watchdog_replaces_the_worker() {
     config.stop_timeout = Duration::from_millis(200);
     let rig = Rig::start(&cluster_of(config));
     let first = rig.ready("app/0", 1).await;
+    let ended = |snapshot: &Snapshot| snapshot.entries[0].skip.is_some();
+    let window = Duration::from_millis(1_500);
+    let early = rig.cluster.wait_until(window, ended).await;
+    assert!(early.is_none(), "it pings, and is left alone");
     let mut stream = connect(&first).await;
     ask(&mut stream, "whoami").await;
     stream.write_all(b"hang\n").await.unwrap();

@@ -188,15 +188,15 @@ fn flood(mut bytes: u64) {
     stdout.flush().unwrap();
 }
 
-/// A child in our group, and a grandchild in a session of its own that nobody waits for; both
-/// sleep for ever. Prints their pids.
+/// A child in our group with an empty environment, and a grandchild in a session of its own that
+/// nobody waits for; both sleep for ever. Prints their pids.
 fn start_children() {
     let start = |mode: &str| {
         let mut command = Command::new(env::current_exe().unwrap());
         command.arg(mode).stdin(Stdio::null());
         command
     };
-    let mut child = start("__child").spawn().unwrap();
+    let mut child = start("__child").env_clear().spawn().unwrap();
     println!("child {}", child.id());
     let between = start("__daemonise")
         .stderr(Stdio::inherit())
