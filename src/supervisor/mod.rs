@@ -1,6 +1,6 @@
 //! Starts worker processes, keeps each slot of a cluster filled with one, and ends them.
 //!
-//! One task a slot carries out what a pure state machine ([`Worker`](worker::Worker)) decides.
+//! One task a slot carries out what a pure state machine (`worker.rs`) decides.
 //! The supervisor tells the cluster what happens to processes and learns from its snapshots
 //! whether a worker is ready or hung; it knows nothing of checks and nothing of connections, but
 //! for their number in a slot that is being emptied.

@@ -60,12 +60,13 @@ impl Restarts {
     /// A generation has ended. `random` is in `0.0..1.0` and takes up to a fifth off the delay,
     /// so that slots which fail together do not start together.
     pub(super) fn ended(&mut self, stable: bool, now: Instant, random: f64) -> Verdict {
-        if stable {
+        let first = if stable {
             *self = Self::default();
+            now
         } else {
             self.failures += 1;
-        }
-        let first = *self.first_failure.get_or_insert(now);
+            *self.first_failure.get_or_insert(now)
+        };
         let (count, span) = (self.failures, now - first);
         let looping = count >= CRASH_LOOP;
         let say = match self.last_said {
@@ -140,6 +141,7 @@ mod tests {
         let verdict = restarts.ended(true, now, 0.0);
         assert_eq!(ms(verdict), 100);
         assert_eq!(verdict.say, Say::Line);
+        assert_eq!(restarts, Restarts::default());
         assert_eq!(ms(restarts.ended(false, now, 0.0)), 100);
     }
 

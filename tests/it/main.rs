@@ -7,6 +7,7 @@
 
 mod commands;
 mod config;
+mod death;
 mod demo;
 mod drain;
 mod health;

@@ -1,13 +1,6 @@
 //! Workers are started, kept and ended, however rude they are.
 
-use std::{
-    ffi::OsString,
-    fs,
-    io::{BufRead, BufReader},
-    path::Path,
-    process::Stdio,
-    time::Duration,
-};
+use std::{ffi::OsString, fs, path::Path, time::Duration};
 
 use homescar::{
     cluster::{Skip, Snapshot},
@@ -23,15 +16,9 @@ use nix::{
 use tokio::{io::AsyncWriteExt, time::Instant};
 
 use crate::support::{
-    Log, Rig, ask, cluster_of, connect, is_alive, kill_9, pid_of, until_dead, whoami, workers,
+    Log, Rig, ask, cluster_of, connect, is_alive, kill_9, number_after, pid_of, until_dead, whoami,
+    workers,
 };
-
-/// The number after `word` in a line.
-fn number_after(line: &str, word: &str) -> u32 {
-    let rest = line.split_once(word).unwrap().1.trim_start();
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap()
-}
 
 #[tokio::test]
 async fn a_worker_is_told_who_it_is_and_comes_back_as_the_next_generation() {
@@ -344,69 +331,6 @@ async fn children_and_daemonised_grandchildren_end_with_their_generation() {
     assert!(is_alive(grandchild));
     rig.stop().await;
     assert!(!is_alive(grandchild));
-}
-
-#[tokio::test]
-async fn workers_and_all_of_theirs_die_with_a_killed_parent() {
-    let mut parent = parent();
-    let pid = parent.id();
-    let mut lines = BufReader::new(parent.stdout.take().unwrap()).lines();
-    let mut next = |word: &str| loop {
-        let line = lines.next().expect("more lines").unwrap();
-        if line.contains(word) {
-            return line;
-        }
-    };
-    let child = number_after(&next("child "), "child");
-    let grandchild = number_after(&next("grandchild "), "grandchild");
-    let worker = number_after(&next("worker is "), "worker is");
-    let line = next("dir is ");
-    let dir = line.split_once("dir is ").unwrap().1.to_owned();
-    for pid in [child, grandchild, worker] {
-        assert!(is_alive(pid));
-    }
-    kill_9(pid);
-    let began = Instant::now();
-    for pid in [worker, child, grandchild] {
-        until_dead(pid, Duration::from_secs(1)).await;
-    }
-    while fs::exists(&dir).unwrap() {
-        assert!(began.elapsed() < Duration::from_secs(5), "{dir} is left");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    parent.wait().unwrap();
-}
-
-/// This test binary again, to be killed: it becomes `role_of_a_parent`.
-#[expect(clippy::disallowed_methods, reason = "a process that the test kills")]
-fn parent() -> std::process::Child {
-    std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "supervisor::role_of_a_parent", "--nocapture"])
-        .env(PARENT, "1")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
-const PARENT: &str = "HOMESCAR_TEST_PARENT";
-
-#[tokio::test]
-async fn role_of_a_parent() {
-    if std::env::var_os(PARENT).is_none() {
-        return;
-    }
-    let log = Log::capture();
-    let rig = Rig::start(&cluster_of(workers(&["--children"])));
-    let entry = rig.ready("app/0", 1).await;
-    let say = |text: &str| {
-        use std::io::Write;
-        writeln!(std::io::stdout(), "{text}").unwrap();
-    };
-    say(&log.wait_for("worker: child").await);
-    say(&log.wait_for("worker: grandchild").await);
-    say(&format!("worker is {}", pid_of(&entry)));
-    say(&format!("dir is {}", rig.home.dir().display()));
-    std::future::pending().await
 }
 
 #[tokio::test]

@@ -206,3 +206,10 @@ pub(crate) async fn until_dead(pid: u32, within: Duration) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// The number after `word` in a line.
+pub(crate) fn number_after(line: &str, word: &str) -> u32 {
+    let rest = line.split_once(word).unwrap().1.trim_start();
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
