@@ -4,6 +4,10 @@
     clippy::unwrap_used,
     reason = "helpers of tests may unwrap as tests may"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests start processes and tasks of their own, and see to their end"
+)]
 
 mod commands;
 mod config;

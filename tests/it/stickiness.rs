@@ -20,6 +20,8 @@ use crate::support::{
 
 const WORKERS: usize = 8;
 const CLIENTS: usize = 500;
+/// Connections that are tried at one time under load.
+const LANES: usize = 16;
 
 fn config(workers: usize, contract: &str, more: &str, worker_options: &str) -> String {
     format!(
@@ -107,74 +109,82 @@ struct Seen {
     moved: AtomicUsize,
 }
 
+/// Connects again and again from all clients, each time comparing who answers.
+async fn load(
+    lane: usize,
+    to: SocketAddr,
+    before: Arc<HashMap<IpAddr, Who>>,
+    seen: Arc<Seen>,
+    stop: Arc<AtomicBool>,
+) {
+    let mut index = lane;
+    while !stop.load(Relaxed) {
+        let from = address_of_client(index % CLIENTS);
+        index += LANES;
+        seen.attempts.fetch_add(1, Relaxed);
+        let home = &before[&from].slot;
+        match greeting(from, to).await {
+            Ok(who) if who.slot != *home => {
+                seen.moved.fetch_add(1, Relaxed);
+            }
+            Ok(_) => {}
+            // The killed worker had accepted it and not greeted it yet: a clean end without a
+            // byte is its to give.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof && *home == "app/3" => {
+                seen.lost_with_the_worker.fetch_add(1, Relaxed);
+            }
+            Err(_) => {
+                seen.failed.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}
+
+impl Seen {
+    async fn wait_for_attempts(&self, attempts: usize) {
+        let more = async {
+            while self.attempts.load(Relaxed) < attempts {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(3 * SOON, more).await.expect("the load goes on");
+    }
+}
+
+async fn greeting(from: IpAddr, to: SocketAddr) -> std::io::Result<Who> {
+    Client::connect_from(from, to).await?.answer().await
+}
+
 async fn kill_one_of_eight(contract: &str) {
     // The worker speaks first: an attempt is a connection and its greeting, and nothing is lost
     // that was sent.
     let homescar = Homescar::serve(&config(WORKERS, contract, "", r#", "--banner""#));
     let pids = homescar.all_ready("app", WORKERS).await;
     let to = homescar.address("web").await;
-    let greeting = async |from| Client::connect_from(from, to).await?.answer().await;
-
     let mut before = HashMap::new();
     for index in 0..CLIENTS {
         let from = address_of_client(index);
-        before.insert(from, greeting(from).await.unwrap());
+        before.insert(from, greeting(from, to).await.unwrap());
     }
     let before = Arc::new(before);
     let (seen, stop) = (Arc::new(Seen::default()), Arc::new(AtomicBool::new(false)));
-    let mut load = JoinSet::new();
-    for lane in 0..16 {
+    let mut lanes = JoinSet::new();
+    for lane in 0..LANES {
         let (before, seen, stop) = (Arc::clone(&before), Arc::clone(&seen), Arc::clone(&stop));
-        load.spawn(async move {
-            let mut index = lane;
-            while !stop.load(Relaxed) {
-                let from = address_of_client(index % CLIENTS);
-                index += 16;
-                seen.attempts.fetch_add(1, Relaxed);
-                let result = async { Client::connect_from(from, to).await?.answer().await }.await;
-                match result {
-                    Ok(who) if who.slot != before[&from].slot => {
-                        seen.moved.fetch_add(1, Relaxed);
-                    }
-                    Ok(_) => {}
-                    // The killed worker had accepted it and not greeted it yet: a clean end
-                    // without a byte is its to give.
-                    Err(error)
-                        if error.kind() == std::io::ErrorKind::UnexpectedEof
-                            && before[&from].slot == "app/3" =>
-                    {
-                        seen.lost_with_the_worker.fetch_add(1, Relaxed);
-                    }
-                    Err(_) => {
-                        seen.failed.fetch_add(1, Relaxed);
-                    }
-                }
-            }
-        });
+        lanes.spawn(load(lane, to, before, seen, stop));
     }
-    let loaded = |attempts| {
-        let seen = Arc::clone(&seen);
-        async move {
-            let more = async {
-                while seen.attempts.load(Relaxed) < attempts {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            timeout(3 * SOON, more).await.expect("the load goes on");
-        }
-    };
-    loaded(1000).await;
+
+    seen.wait_for_attempts(1000).await;
     let mark = homescar.mark();
     kill(pid(pids[3]), Signal::SIGKILL).unwrap();
     let next = homescar.ready_after(mark, "app/3").await;
-    let at_return = seen.attempts.load(Relaxed);
-    loaded(at_return + 1000).await;
+    seen.wait_for_attempts(seen.attempts.load(Relaxed) + 1000)
+        .await;
     stop.store(true, Relaxed);
-    while let Some(joined) = load.join_next().await {
+    while let Some(joined) = lanes.join_next().await {
         joined.unwrap();
     }
 
-    println!("{contract}: {seen:?}");
     assert_eq!(
         seen.failed.load(Relaxed),
         0,
@@ -185,13 +195,14 @@ async fn kill_one_of_eight(contract: &str) {
     assert!(seen.lost_with_the_worker.load(Relaxed) <= 4, "{seen:?}");
     for index in 0..CLIENTS {
         let from = address_of_client(index);
-        let (was, is) = (&before[&from], greeting(from).await.unwrap());
+        let (was, is) = (&before[&from], greeting(from, to).await.unwrap());
         assert_eq!(is.slot, was.slot, "{from}");
-        if was.slot == "app/3" {
-            assert_eq!((is.generation, is.pid), (2, next), "{from}");
+        let expected = if was.slot == "app/3" {
+            (2, next)
         } else {
-            assert_eq!((is.generation, is.pid), (1, was.pid), "{from}");
-        }
+            (1, was.pid)
+        };
+        assert_eq!((is.generation, is.pid), expected, "{from}");
     }
 }
 

@@ -74,9 +74,6 @@ impl Homescar {
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
                 let Ok(line) = line else { return };
-                if std::env::var_os("SHOW_LOG").is_some() {
-                    println!("{line}");
-                }
                 let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 let mut log = written.lock().unwrap();
                 log.push(value);
@@ -147,11 +144,6 @@ impl Homescar {
     /// A line whose message contains this text.
     pub(crate) async fn message(&self, text: &str) -> Value {
         self.line(text, |line| message(line).contains(text)).await
-    }
-
-    pub(crate) async fn message_after(&self, from: usize, text: &str) -> Value {
-        self.line_after(from, text, |line| message(line).contains(text))
-            .await
     }
 
     /// The (first) address of a listener.
