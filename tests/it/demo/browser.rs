@@ -1,5 +1,7 @@
 //! The page in a real browser, in front of bare workers whose restart is done by hand.
 
+use nix::sys::signal::Signal;
+
 use super::{
     chromium::{Chromium, Look, WIDE, screenshot},
     process::{Bus, HubTask, WorkerProcess},
@@ -62,6 +64,8 @@ async fn two_windows_chat_over_two_workers_and_one_comes_home_after_a_kill() {
     assert_eq!(pool.answered + pool.full, 40);
     assert!(pool.full > 0, "{pool:?}");
     assert!(pool.p95.ends_with('s'), "{pool:?}");
+    let pool = tour::hash(&ada, "pool", 8).await;
+    assert_eq!((pool.answered, pool.full), (8, 0));
     let on_the_loop = tour::hash(&ada, "loop", 8).await;
     assert_eq!((on_the_loop.answered, on_the_loop.full), (8, 0));
     assert!(on_the_loop.worst > pool.worst, "{on_the_loop:?} {pool:?}");
@@ -69,6 +73,32 @@ async fn two_windows_chat_over_two_workers_and_one_comes_home_after_a_kill() {
 
     ada.close().await.unwrap();
     ben.close().await.unwrap();
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_move_to_another_slot_is_shown_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hub");
+    let hub = HubTask::start(&path);
+    let bus = Bus::Hub(path);
+    let mut first = WorkerProcess::start("chat/0", &bus).await;
+    let chromium = Chromium::start().await;
+    let window = chromium.window(WIDE).await;
+    tour::visit(&window, &first.url()).await;
+
+    // An orderly end: the page is told 1001, and comes back all the same.
+    first.signal(Signal::SIGTERM);
+    assert!(first.exit().await.success());
+    let port = first.address().port().to_string();
+    let _other = WorkerProcess::start_at(&port, "chat/7", 3, &bus).await;
+    let entry = tour::journey(&window, "moved").await;
+    assert!(
+        entry.contains("chat/0 → chat/7 generation 3 after "),
+        "{entry}"
+    );
+    assert_eq!(tour::home(&window).await.slot, "chat/7");
+    window.close().await.unwrap();
     hub.stop().await;
 }
 

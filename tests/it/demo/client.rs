@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::{TcpSocket, TcpStream, UnixStream},
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
@@ -110,7 +110,17 @@ pub(crate) struct Page {
 impl Page {
     /// Connects, and waits until the bus is up.
     pub(crate) async fn open(worker: SocketAddr) -> Self {
-        let stream = TcpStream::connect(worker).await.unwrap();
+        Self::open_over(TcpStream::connect(worker).await.unwrap(), worker).await
+    }
+
+    /// Connects with the smallest of buffers, so that a client that does not read is soon noticed.
+    pub(crate) async fn open_narrow(worker: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+        Self::open_over(socket.connect(worker).await.unwrap(), worker).await
+    }
+
+    async fn open_over(stream: TcpStream, worker: SocketAddr) -> Self {
         let url = format!("ws://{worker}/ws");
         let (socket, _) = within("the upgrade", client_async(url, stream))
             .await
@@ -139,6 +149,13 @@ impl Page {
 
     pub(crate) async fn send_text(&mut self, text: String) {
         self.socket.send(Message::text(text)).await.unwrap();
+    }
+
+    /// Enters a room, if the socket still stands, and reads nothing.
+    pub(crate) async fn ask_for(&mut self, room: &str) {
+        let join = json!({"type": "join", "room": room, "name": "Slow"});
+        // That it does not stand is what is waited for elsewhere.
+        drop(self.socket.send(Message::text(join.to_string())).await);
     }
 
     pub(crate) async fn say(&mut self, id: &str, text: &str) {

@@ -1,13 +1,13 @@
 //! A worker as a process: routes, limits, signals.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use http_body_util::Full;
 use hyper::Request;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     client::{Page, ask, ask_over, get, get_unix, post},
@@ -250,6 +250,40 @@ async fn one_who_floods_is_slowed_down() {
         refused["id"].is_string(),
         "the page knows which one to send again"
     );
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn one_who_does_not_read_is_disconnected_and_holds_up_nobody() {
+    let (_dir, hub, worker) = one().await;
+    let mut ada = Page::open_as(worker.address(), "Ada").await;
+    for id in 0..50 {
+        ada.say(&format!("line {id}"), &"€".repeat(500)).await;
+        ada.next("line").await;
+        // As fast as it is allowed.
+        if id > 30 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    // Asks for one history of 75 KB after the other, until those fill every buffer on the way, and
+    // then what is said in the room fills its queue.
+    let mut slow = Page::open_narrow(worker.address()).await;
+    within("the end of the slow one", async {
+        let mut said = 0;
+        while get(worker.address(), "/stats").await.json()["sockets"] == 2 {
+            said += 1;
+            for room in ["attic", "lobby"] {
+                slow.ask_for(room).await;
+            }
+            ada.say(&format!("more {said}"), "still here").await;
+            ada.find("line", |line| line["line"]["id"] == format!("more {said}"))
+                .await;
+            // As fast as it is allowed.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    ada.people(1).await;
     hub.stop().await;
 }
 
