@@ -15,7 +15,8 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | [`worker`] | the process: environment, accept loop, signals, orderly end |
+//! | [`worker`] | the process: accept loop, signals, orderly end |
+//! | `env` | what it is told |
 //! | `notify` | `READY=1`, `WATCHDOG=1`, `STOPPING=1` to the supervisor |
 //! | `http` | the routes |
 //! | `session` | one WebSocket: reads, bounded queue out, pings, Close |
@@ -31,8 +32,8 @@
 //! 1. `Hub::bind` a path in its private runtime directory, and run it until the workers are gone
 //!    (not needed when `REDIS_URL` is set, but it does no harm: workers prefer Redis);
 //! 2. start workers with [`WORKER_COMMAND`] as their argument, [`HUB_VAR`] naming that path, and
-//!    contract `port` or `unix`; they send `READY=1`, so [`HEALTH_PATH`] is only for later;
-//! 3. in the worker process: `worker::run(&WorkerEnv::from_env()?)`;
+//!    contract `port` or `unix`; they send `READY=1`, and answer [`HEALTH_PATH`];
+//! 3. in the worker process: `worker::run(WorkerEnv::from_env()?)`;
 //! 4. stop the workers (TERM; they need at most [`STOP_WITHIN`]), then end the hub.
 //!
 //! Lines of chat are delivered at least once: the page gives every line an id, keeps it until it
@@ -43,6 +44,7 @@ use std::{io, time::Duration};
 
 mod bus;
 mod chat;
+mod env;
 mod hash;
 mod http;
 pub mod hub;
