@@ -45,6 +45,8 @@ enum Message {
         generation: u64,
         rooms: People,
     },
+    /// Somebody is new and does not know who is where.
+    Ask,
 }
 
 impl RedisBus {
@@ -80,6 +82,7 @@ impl RedisBus {
         let mut announce = interval(ANNOUNCE_EVERY);
         *stood = true;
         ends.tell(Event::Up).await?;
+        publish(&mut commands, &Message::Ask).await?;
         loop {
             tokio::select! {
                 message = messages.next() => {
@@ -94,6 +97,7 @@ impl RedisBus {
                             let changed = census.announced((slot, generation), rooms, Instant::now());
                             tell(ends, changed).await?;
                         }
+                        Message::Ask => self.announce(&mut commands, ends).await?,
                     }
                 }
                 request = ends.requests.recv() => match request.ok_or(BusError::NoChat)? {

@@ -283,7 +283,6 @@ async fn one_who_does_not_read_is_disconnected_and_holds_up_nobody() {
         }
     })
     .await;
-    ada.people(1).await;
     hub.stop().await;
 }
 
