@@ -4,14 +4,19 @@
 use std::{
     io,
     num::NonZeroUsize,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
-use tokio::runtime::{Builder, Handle};
+use tokio::{
+    runtime::{Builder, Handle},
+    time::interval,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -139,11 +144,28 @@ impl Thread {
         let handle = runtime.handle().clone();
         let thread = std::thread::Builder::new()
             .name(format!("data-{index}"))
-            .spawn(move || runtime.block_on(stop.cancelled()))?;
+            .spawn(move || runtime.block_on(beat_until(stop)))?;
         Ok(Self {
             runtime: handle,
             thread,
         })
+    }
+}
+
+/// How often each thread wakes by itself.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// Waits for the end, with a timer that is always due sooner than any of a connection: setting a
+/// timer that is the next one to be due makes tokio wake its own event loop, which is a system
+/// call for every connection.
+async fn beat_until(stop: CancellationToken) {
+    let mut beat = interval(BEAT);
+    let mut stop = pin!(stop.cancelled());
+    loop {
+        tokio::select! {
+            _ = beat.tick() => {}
+            () = &mut stop => return,
+        }
     }
 }
 
