@@ -48,7 +48,7 @@
 //! |---|---|
 //! | [`affinity`] | nothing of ours |
 //! | [`config`] | nothing of ours |
-//! | `log` | `config` |
+//! | [`log`] | `config` |
 //! | [`cluster`] | `affinity`, `config` |
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy` |
 //! | [`proxy`] | `cluster`, `affinity`, `config` |

@@ -22,3 +22,4 @@ mod scaling;
 mod stickiness;
 mod supervisor;
 mod support;
+mod tidy;
