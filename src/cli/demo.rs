@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::{Exit, LogArguments, complain, complain_chain, complain_faults, serve};
 use crate::{
-    config::{Config, Drain, Facts, Log, ReadyBy, RunOptions, Source},
+    config::{Config, Drain, Facts, Log, LogLevel, ReadyBy, RunOptions, Source},
     demo::{self, hub::Hub, worker::WorkerEnv},
 };
 
@@ -38,7 +38,11 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// One worker of the demo.
 pub(super) fn worker() -> Exit {
-    let _log = crate::log::Log::start(Log::default());
+    // Its ordinary life shows on the page; what it says here goes through the log of its parent.
+    let _log = crate::log::Log::start(Log {
+        level: LogLevel::Warn,
+        ..Log::default()
+    });
     let ended = WorkerEnv::from_env().and_then(demo::worker::run);
     match ended {
         Ok(()) => Exit::Ok,

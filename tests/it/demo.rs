@@ -7,6 +7,7 @@ mod browser;
 mod bus;
 pub(crate) mod chromium;
 pub(crate) mod client;
+mod front;
 pub(crate) mod process;
 pub(crate) mod tour;
 mod worker;

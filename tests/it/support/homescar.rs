@@ -146,14 +146,22 @@ impl Homescar {
         self.line(text, |line| message(line).contains(text)).await
     }
 
-    /// The (first) address of a listener.
+    /// The address of a listener.
     pub(crate) async fn address(&self, listener: &str) -> SocketAddr {
-        let line = self
-            .line("listening", |line| {
-                message(line) == "listening" && line["listener"] == *listener
-            })
-            .await;
-        line["address"].as_str().unwrap().parse().unwrap()
+        self.addresses(listener, 1).await[0]
+    }
+
+    /// The addresses of a listener that has so many, in the order of the configuration.
+    pub(crate) async fn addresses(&self, listener: &str, count: usize) -> Vec<SocketAddr> {
+        let is_one = |line: &Value| message(line) == "listening" && line["listener"] == *listener;
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        let mut from = 0;
+        while addresses.len() < count {
+            let line = self.line_after(from, "listening", is_one).await;
+            from = 1 + self.log().iter().rposition(|other| *other == line).unwrap();
+            addresses.push(line["address"].as_str().unwrap().parse().unwrap());
+        }
+        addresses
     }
 
     /// Waits until a slot takes clients, and gives its pid.
