@@ -199,3 +199,21 @@ impl<S: Side> Drop for Open<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F>(
+        _: impl FnOnce(Arc<Listener>, TcpStream, SocketAddr, Option<Permit>, Ticket) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    /// It is allocated for every connection; what grows it should be known.
+    #[test]
+    fn a_connection_is_small() {
+        let size = size_of_future(serve);
+        assert!((1100..=1300).contains(&size), "the future of a connection takes {size} bytes");
+    }
+}
