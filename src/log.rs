@@ -2,13 +2,18 @@
 //! anybody wait.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     io::{self, IsTerminal as _},
     sync::OnceLock,
     time::{Duration, SystemTime},
 };
 
-use tracing::{Event, Level, Subscriber, level_filters::LevelFilter, warn};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+    warn,
+};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     Layer as _, Registry,
@@ -106,8 +111,8 @@ const fn level_filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// `TIME LEVEL message  key=value …`: at a terminal with a short time, colours and columns, in a
-/// pipe plain and with the whole time.
+/// `TIME LEVEL message key=value …`: in a pipe plain and with the whole time, at a terminal for
+/// people (see [`Line`]).
 #[derive(Clone, Copy, Debug)]
 struct Text {
     is_terminal: bool,
@@ -127,20 +132,76 @@ where
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let level = *event.metadata().level();
         if self.is_terminal {
+            let mut parts = Line::default();
+            event.record(&mut parts);
             // The date is left out: `2026-11-23T18:08:47.123Z`.
-            let time = now.get(11..23).unwrap_or(&now);
-            let (colour, name) = match level {
-                Level::ERROR => ("\x1b[1;31m", "ERROR"),
-                Level::WARN => ("\x1b[33m", "WARN "),
-                Level::INFO => ("\x1b[32m", "INFO "),
-                Level::DEBUG => ("\x1b[34m", "DEBUG"),
-                Level::TRACE => ("\x1b[35m", "TRACE"),
-            };
-            write!(line, "\x1b[2m{time}\x1b[0m {colour}{name}\x1b[0m ")?;
-        } else {
-            write!(line, "{now} {level:<5} ")?;
+            return parts.write(&mut line, now.get(11..23).unwrap_or(&now), level);
         }
+        write!(line, "{now} {level:<5} ")?;
         context.format_fields(line.by_ref(), event)?;
         writeln!(line)
+    }
+}
+
+/// A line at a terminal: short time, colour, message, and dimmed what belongs to it. What a worker
+/// writes stands behind its slot and a bar; what the message says already is not said again.
+#[derive(Debug, Default)]
+struct Line {
+    message: String,
+    slot: String,
+    is_output: bool,
+    fields: String,
+}
+
+impl Line {
+    fn write(&self, line: &mut Writer<'_>, time: &str, level: Level) -> fmt::Result {
+        const DIM: &str = "\x1b[2m";
+        const PLAIN: &str = "\x1b[0m";
+        let Self {
+            message,
+            slot,
+            is_output,
+            fields,
+        } = self;
+        if *is_output {
+            return writeln!(
+                line,
+                "{DIM}{time}{PLAIN}       {DIM}{slot} |{PLAIN} {message}"
+            );
+        }
+        let (colour, name) = match level {
+            Level::ERROR => ("\x1b[1;31m", "ERROR"),
+            Level::WARN => ("\x1b[33m", "WARN "),
+            Level::INFO => ("\x1b[32m", "INFO "),
+            Level::DEBUG => ("\x1b[34m", "DEBUG"),
+            Level::TRACE => ("\x1b[35m", "TRACE"),
+        };
+        write!(
+            line,
+            "{DIM}{time}{PLAIN} {colour}{name}{PLAIN} {message}{DIM}"
+        )?;
+        if !slot.is_empty() && !message.starts_with(slot) {
+            write!(line, " slot={slot}")?;
+        }
+        writeln!(line, "{fields}{PLAIN}")
+    }
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a string does not fail.
+        let _written = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            "slot" => write!(self.slot, "{value:?}"),
+            "stream" => {
+                self.is_output = true;
+                Ok(())
+            }
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
     }
 }

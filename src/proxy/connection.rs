@@ -214,6 +214,9 @@ mod tests {
     #[test]
     fn a_connection_is_small() {
         let size = size_of_future(serve);
-        assert!((1100..=1300).contains(&size), "the future of a connection takes {size} bytes");
+        assert!(
+            (1100..=1300).contains(&size),
+            "the future of a connection takes {size} bytes"
+        );
     }
 }
