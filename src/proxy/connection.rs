@@ -58,7 +58,12 @@ async fn admitted(
     let mut early = Early::default();
     if config.accept_proxy {
         let peer = record.client();
-        let header = Box::pin(identify::introduction(client, peer, config));
+        let header = Box::pin(identify::introduction(
+            client,
+            peer,
+            config,
+            &listener.complaints,
+        ));
         let Introduced {
             source,
             destination,

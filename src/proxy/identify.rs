@@ -1,14 +1,21 @@
 //! Who the client is: the peer, or whom a PROXY protocol header names.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tracing::warn;
 
 use super::{
-    proxy_protocol::{self, Header, MAX_HEADER, Parse},
+    proxy_protocol::{self, Header, MAX_HEADER, Parse, ProxyError},
     record::CloseReason,
 };
 use crate::{
@@ -30,30 +37,70 @@ pub(super) struct Introduced {
     pub(super) early: Vec<u8>,
 }
 
+/// Bad headers of a listener, counted and told, but not a line for each.
+#[derive(Debug, Default)]
+pub(super) struct Complaints(Mutex<(u64, Option<Instant>)>);
+
+impl Complaints {
+    /// Counts one more; tells it unless one was told within the last second.
+    fn count(&self, listener: &str, peer: SocketAddr, what: &dyn fmt::Display) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, last) = &mut *told;
+        *count += 1;
+        if last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
+            *last = Some(Instant::now());
+            warn!(listener, %peer, "bad PROXY header, {count} so far; this one: {what}");
+        }
+    }
+}
+
 /// Reads the PROXY header that must stand in front, from a trusted peer, by a deadline.
 pub(super) async fn introduction(
     client: &mut TcpStream,
     peer: SocketAddr,
     config: &config::Listener,
+    complaints: &Complaints,
 ) -> Result<Introduced, CloseReason> {
+    let name = &config.name;
     if !config
         .trusted
         .iter()
         .any(|network| network.contains(peer.ip()))
     {
+        complaints.count(name, peer, &"its sender is not in `trusted`");
         return Err(CloseReason::HeaderUntrusted);
     }
-    let deadline: Duration = config.timeouts.header;
-    timeout(deadline, read_header(client))
-        .await
-        .unwrap_or(Err(CloseReason::HeaderTimeout))
+    let header = timeout(config.timeouts.header, read_header(client));
+    match header.await {
+        Ok(Ok(introduced)) => Ok(introduced),
+        Ok(Err(Failure::Reset)) => Err(CloseReason::ClientReset),
+        Ok(Err(Failure::Truncated)) => {
+            complaints.count(name, peer, &"the stream ended within it");
+            Err(CloseReason::HeaderBad("truncated"))
+        }
+        Ok(Err(Failure::Bad(error))) => {
+            complaints.count(name, peer, &error);
+            Err(CloseReason::HeaderBad(error.as_label()))
+        }
+        Err(_) => {
+            complaints.count(name, peer, &"it did not come within timeouts.header");
+            Err(CloseReason::HeaderTimeout)
+        }
+    }
 }
 
-async fn read_header(client: &mut TcpStream) -> Result<Introduced, CloseReason> {
+/// Why there is no header.
+enum Failure {
+    Reset,
+    Truncated,
+    Bad(ProxyError),
+}
+
+async fn read_header(client: &mut TcpStream) -> Result<Introduced, Failure> {
     let mut bytes = Vec::with_capacity(CHUNK);
     loop {
-        match proxy_protocol::parse(&bytes) {
-            Ok(Parse::Complete { header, len }) => {
+        match proxy_protocol::parse(&bytes).map_err(Failure::Bad)? {
+            Parse::Complete { header, len } => {
                 let Header {
                     source,
                     destination,
@@ -66,15 +113,14 @@ async fn read_header(client: &mut TcpStream) -> Result<Introduced, CloseReason> 
                     early: bytes,
                 });
             }
-            Ok(Parse::Incomplete { .. }) => {}
-            Err(error) => return Err(CloseReason::HeaderBad(error.as_label())),
+            Parse::Incomplete { .. } => {}
         }
         // A header always ends within this many bytes, or is refused.
         let room = (MAX_HEADER - bytes.len()).min(CHUNK);
         match (&mut *client).take(room as u64).read_buf(&mut bytes).await {
-            Ok(0) => return Err(CloseReason::HeaderBad("truncated")),
+            Ok(0) => return Err(Failure::Truncated),
             Ok(_) => {}
-            Err(_) => return Err(CloseReason::ClientReset),
+            Err(_) => return Err(Failure::Reset),
         }
     }
 }

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::{
     admit::{Clients, Gauge},
     bind, connection,
+    identify::Complaints,
     plane::Admission,
     registry,
 };
@@ -36,6 +37,7 @@ pub struct Listener {
     settings: ArcSwap<Settings>,
     pub(super) open: Arc<Gauge>,
     pub(super) clients: Arc<Clients>,
+    pub(super) complaints: Complaints,
 }
 
 /// What a new connection is treated by. A connection keeps those it began with.
@@ -66,6 +68,7 @@ impl Listener {
             settings: ArcSwap::from_pointee(settings),
             open: Arc::default(),
             clients: Arc::new(Clients::new()),
+            complaints: Complaints::default(),
         })
     }
 

@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::support::{
     client::{Client, address_of_client, is_turned_away},
-    homescar::{Homescar, SOON},
+    homescar::{Homescar, SOON, message},
 };
 
 const V1: &[u8] = b"PROXY TCP4 203.0.113.7 198.51.100.1 4321 443\r\n";
@@ -138,6 +138,14 @@ async fn bad_headers_are_closed_counted_and_named() {
         "truncated",
     ];
     assert_eq!(labels, expected);
+    // And one line for a person, however many there are.
+    let told = |line: &serde_json::Value| message(line).contains("bad PROXY header");
+    let line = homescar.line("a complaint", told).await;
+    assert!(
+        message(&line).contains("its sender must send one (HAProxy: send-proxy)"),
+        "{line}"
+    );
+    assert!(homescar.log().iter().filter(|line| told(line)).count() < 5);
 }
 
 #[tokio::test]
