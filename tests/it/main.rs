@@ -15,6 +15,7 @@ mod death;
 mod demo;
 mod drain;
 mod health;
+mod languages;
 mod proxy_header;
 mod relay;
 mod reload;
