@@ -30,8 +30,9 @@ impl Controller {
         let now = self.cluster.load();
         let next = step(&now, event);
         let Some(next) = next else { return };
-        log_changes(&now, &next);
         self.cluster.publish(next);
+        // Only now is it true.
+        log_changes(&now, &self.cluster.load());
     }
 }
 

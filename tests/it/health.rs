@@ -10,7 +10,7 @@ use homescar::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -65,6 +65,11 @@ impl Checked {
             tasks,
             shutdown,
         }
+    }
+
+    fn generation(&self) -> u32 {
+        let snapshot = self.cluster.load();
+        snapshot.entries[0].backend.as_ref().unwrap().generation
     }
 
     async fn until(&self, what: &str, condition: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
@@ -196,6 +201,38 @@ async fn a_static_backend_is_checked_only_when_asked_and_only_until_the_end() {
     {}
     let none = timeout(Duration::from_millis(200), asked.accept()).await;
     assert!(none.is_err(), "checks have ended");
+}
+
+/// Whoever reads a line and acts on it at once finds what the line says.
+#[tokio::test]
+async fn what_the_log_says_of_a_slot_is_true_by_then() {
+    let (_server, addr) = listener();
+    let checked = Checked::start(addr, None);
+    let (lines, mut seen) = mpsc::unbounded_channel();
+    let cluster = checked.cluster.clone();
+    let _watching = Log::watch(move |line| {
+        if line.contains("takes") {
+            let says = !line.contains("takes no clients");
+            let takes = cluster.load().entries[0].skip.is_none();
+            lines.send((says, takes)).unwrap();
+        }
+    });
+    let why = "as told".into();
+    let answers = true;
+    for (health, takes) in [
+        (Health::Unhealthy { answers, why }, false),
+        (Health::Healthy, true),
+    ] {
+        let (slot, generation) = ("b".into(), checked.generation());
+        let event = Event::Checked {
+            slot,
+            generation,
+            health,
+        };
+        checked.cluster.report(event).await;
+        let line = timeout(DEADLINE, seen.recv()).await.unwrap();
+        assert_eq!(line, Some((takes, takes)));
+    }
 }
 
 #[tokio::test]

@@ -33,6 +33,11 @@ impl Log {
         }
     }
 
+    /// Calls `look` for every line of the present thread, before whoever logs it goes on.
+    pub(crate) fn watch(look: impl Fn(&str) + Send + Sync + 'static) -> DefaultGuard {
+        tracing::subscriber::set_default(registry().with(Watch(look)))
+    }
+
     /// The lines that contain `part`.
     pub(crate) fn with(&self, part: &str) -> Vec<String> {
         let lines = self.lines.lock().unwrap();
@@ -60,13 +65,24 @@ struct Capture(Arc<Mutex<Vec<String>>>);
 
 impl<S: Subscriber> Layer<S> for Capture {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut text = Text::default();
-        event.record(&mut text);
-        let meta = event.metadata();
-        let (level, target) = (meta.level(), meta.target());
-        let line = format!("{level} {target}: {}{}", text.message, text.fields);
-        self.0.lock().unwrap().push(line);
+        self.0.lock().unwrap().push(line_of(event));
     }
+}
+
+struct Watch<F>(F);
+
+impl<S: Subscriber, F: Fn(&str) + 'static> Layer<S> for Watch<F> {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        (self.0)(&line_of(event));
+    }
+}
+
+fn line_of(event: &Event<'_>) -> String {
+    let mut text = Text::default();
+    event.record(&mut text);
+    let meta = event.metadata();
+    let (level, target) = (meta.level(), meta.target());
+    format!("{level} {target}: {}{}", text.message, text.fields)
 }
 
 #[derive(Default)]
