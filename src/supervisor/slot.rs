@@ -25,12 +25,14 @@ use super::{
     worker::{Action, Event, Limits, Why, Worker},
 };
 use crate::{
-    cluster::{self, Cluster, Skip, SlotStats},
+    cluster::{self, Cluster, Skip, SlotStats, Snapshot},
     config::Workers,
 };
 
 /// How often a retired slot is asked whether its last connection has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
+/// What the controller gets to take a worker out of the table before that is told to end.
+const TAKEN_OUT_WITHIN: Duration = Duration::from_millis(100);
 
 /// What a slot is to do.
 #[derive(Clone, Debug)]
@@ -239,6 +241,9 @@ impl SlotTask {
             }
             Action::Booted(after) => report::booted(&slot, number, generation.pid, after),
             Action::End { why, grace } => {
+                // Before it is told: from then on it may refuse whoever is sent to it.
+                let stopping = generation.stopping(why.skip());
+                take_out(&self.cluster, &slot, number, stopping).await;
                 report::ending(
                     &slot,
                     number,
@@ -250,8 +255,6 @@ impl SlotTask {
                 if why != Why::Itself {
                     generation.process.term();
                 }
-                let stopping = generation.stopping(why.skip());
-                self.cluster.report(stopping).await;
             }
             Action::Term => generation.process.term(),
             Action::Kill => {
@@ -338,6 +341,17 @@ impl SlotTask {
         };
         self.cluster.report(gone).await;
     }
+}
+
+/// Reports that a generation is leaving, and waits until no snapshot sends clients to it.
+async fn take_out(cluster: &Cluster, slot: &str, generation: u32, stopping: cluster::Event) {
+    cluster.report(stopping).await;
+    let is_out = |snapshot: &Snapshot| {
+        let backend = snapshot.entry(slot).and_then(|e| e.backend.as_ref());
+        backend.is_none_or(|b| b.generation != generation || b.leaving.is_some())
+    };
+    // A controller that is too busy, or has ended, holds up no end.
+    let _late = cluster.wait_until(TAKEN_OUT_WITHIN, is_out).await;
 }
 
 async fn exited(process: Option<&Process>) {

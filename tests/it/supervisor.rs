@@ -13,11 +13,15 @@ use nix::{
     },
     unistd::Pid,
 };
-use tokio::{io::AsyncWriteExt, time::Instant};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 use crate::support::{
-    Log, Rig, ask, cluster_of, connect, is_alive, kill_9, number_after, pid_of, until_dead, whoami,
-    workers,
+    DEADLINE, Log, Rig, ask, cluster_of, connect, is_alive, kill_9, number_after, pid_of,
+    until_dead, whoami, workers,
 };
 
 #[tokio::test]
@@ -409,6 +413,23 @@ async fn a_missed_watchdog_replaces_the_worker() {
     assert!(!is_alive(pid_of(&first)));
     log.wait_for("app/0 no WATCHDOG=1 for 600 ms: TERM now, KILL in 200 ms")
         .await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_end_gets_no_clients_any_more() {
+    let mut config = workers(&["--ready-notify"]);
+    config.watchdog = Some(Duration::from_millis(200));
+    let rig = Rig::start(&cluster_of(config));
+    let (sender, mut told) = mpsc::unbounded_channel();
+    let cluster = rig.cluster.clone();
+    let _watching = Log::watch(move |line| {
+        if line.contains("TERM now") {
+            sender.send(cluster.load().entries[0].skip).unwrap();
+        }
+    });
+    let skip = timeout(DEADLINE, told.recv()).await.unwrap();
+    assert_eq!(skip, Some(Some(Skip::Unresponsive)));
     rig.stop().await;
 }
 
