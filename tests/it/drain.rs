@@ -172,7 +172,8 @@ async fn nobody_survives_a_homescar_that_was_killed() {
     client.rest().await.ok();
 }
 
-/// All processes of this instance, found by what they inherit: its mark in their environment.
+/// All processes that a homescar has started: its descendants, and those that left the family tree
+/// (daemonised) but still carry its mark in their environment.
 fn family_of(homescar: u32) -> Vec<u32> {
     let mark_of = |pid: u32| {
         let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
@@ -189,12 +190,28 @@ fn family_of(homescar: u32) -> Vec<u32> {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
-    let mark = all
+    let mut family = vec![homescar];
+    loop {
+        let is_child = |pid: &u32| parent_of(*pid).is_some_and(|parent| family.contains(&parent));
+        let is_new = |pid: &&u32| !family.contains(pid) && is_child(pid);
+        let children: Vec<u32> = all.iter().filter(is_new).copied().collect();
+        if children.is_empty() {
+            break;
+        }
+        family.extend(children);
+    }
+    let mark = family
         .iter()
-        .filter(|pid| parent_of(**pid) == Some(homescar))
         .find_map(|pid| mark_of(*pid))
-        .expect("a worker with the mark of its instance");
-    all.into_iter()
-        .filter(|pid| mark_of(*pid).as_ref() == Some(&mark))
-        .collect()
+        .expect("a worker with the mark");
+    let strays = all
+        .iter()
+        .filter(|pid| mark_of(**pid).as_ref() == Some(&mark));
+    let strays: Vec<u32> = strays
+        .filter(|pid| !family.contains(pid))
+        .copied()
+        .collect();
+    family.extend(strays);
+    family.retain(|pid| *pid != homescar);
+    family
 }
