@@ -37,7 +37,7 @@ impl Controller {
 }
 
 /// What a snapshot becomes by an event; `None` when nothing changes.
-fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
+pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
     let ready_by = match &now.config.source {
         Source::Workers(workers) => workers.ready,
         Source::Static(_) => ReadyBy::Auto,

@@ -10,6 +10,8 @@ mod event;
 mod route;
 mod slot;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
