@@ -7,6 +7,7 @@
 mod backlog;
 mod controller;
 mod event;
+mod exhaustion;
 mod route;
 mod slot;
 mod snapshot;
@@ -24,6 +25,7 @@ use tokio::{
 pub use backlog::Backlog;
 pub use controller::Controller;
 pub use event::{Event, Health};
+pub use exhaustion::is_exhaustion;
 pub use route::Route;
 pub use slot::{Backend, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};

@@ -165,8 +165,9 @@ async fn check(cluster: Cluster, slot: Arc<str>, subject: Subject) {
     let is_starting = || supervised && !was_ready(&cluster.load(), &slot, generation);
     loop {
         let began = Instant::now();
-        let outcome = target.probe().await;
-        if let Some(health) = hysteresis.record(outcome, is_starting()) {
+        if let Some(outcome) = target.probe().await
+            && let Some(health) = hysteresis.record(outcome, is_starting())
+        {
             report(&cluster, &slot, generation, health).await;
         }
         let interval = match is_starting() {

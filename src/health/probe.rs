@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::hysteresis::Failure;
 use crate::{
-    cluster::Backlog,
+    cluster::{Backlog, is_exhaustion},
     config::{Address, Check},
 };
 
@@ -46,19 +46,36 @@ pub(super) struct Target {
     pub timeout: Duration,
 }
 
+/// Why a check did not go well.
+enum Trouble {
+    /// The backend failed it.
+    Its(Failure),
+    /// It was not asked.
+    Ours,
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Its(failure)
+    }
+}
+
 impl Target {
-    /// Checks once.
-    pub(super) async fn probe(&self) -> Result<(), Failure> {
+    /// Checks once. `None` when nothing was learned of the backend, as this machine had nothing
+    /// left to ask it with.
+    pub(super) async fn probe(&self) -> Option<Result<(), Failure>> {
         let deadline = Instant::now() + self.timeout;
         let status = OnceLock::new();
         let outcome = timeout_at(deadline, self.attempt(&status)).await;
         match (status.get(), outcome) {
             // What comes after the status has no say, and may be cut short.
-            (Some(status), _) => self.judge(*status),
-            (None, Ok(outcome)) => outcome,
+            (Some(status), _) => Some(self.judge(*status)),
+            (None, Ok(Err(Trouble::Ours))) => None,
+            (None, Ok(Err(Trouble::Its(failure)))) => Some(Err(failure)),
+            (None, Ok(Ok(()))) => Some(Ok(())),
             (None, Err(_)) => {
                 let within = humantime::format_duration(self.timeout);
-                Err(silent(&format!("no answer within {within}")))
+                Some(Err(silent(&format!("no answer within {within}"))))
             }
         }
     }
@@ -72,7 +89,7 @@ impl Target {
         }
     }
 
-    async fn attempt(&self, status: &OnceLock<u16>) -> Result<(), Failure> {
+    async fn attempt(&self, status: &OnceLock<u16>) -> Result<(), Trouble> {
         if let Some(backlog) = &self.backlog {
             // Connections that already wait tell as much as one more would, and an own one for
             // each check would fill the queue of a worker that does not accept.
@@ -88,7 +105,15 @@ impl Target {
                 // Closed by a reset, so that no check leaves a TIME_WAIT behind; set before it
                 // connects, as the deadline may end it at any moment.
                 socket.set_zero_linger().map_err(not_connected)?;
-                let stream = socket.connect(*addr).await.map_err(not_connected)?;
+                let stream = match socket.connect(*addr).await {
+                    // No ports are left, or, more likely with IPv6, there is no IPv6 here.
+                    Err(error)
+                        if addr.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable =>
+                    {
+                        return Err(silent(&format!("cannot connect: {error}")).into());
+                    }
+                    connected => connected.map_err(not_connected)?,
+                };
                 self.converse(stream, &addr.to_string(), status).await
             }
             Address::Unix(path) => {
@@ -103,7 +128,7 @@ impl Target {
         stream: S,
         host: &str,
         status: &OnceLock<u16>,
-    ) -> Result<(), Failure>
+    ) -> Result<(), Trouble>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -114,13 +139,13 @@ impl Target {
                 drop(stream);
                 accepted
             }
-            (Check::Http { path, .. }, _) => get(stream, host, path, status).await,
+            (Check::Http { path, .. }, _) => Ok(get(stream, host, path, status).await?),
         }
     }
 }
 
 /// Waits until somebody accepts: the queue is empty, or shorter than it was.
-async fn accepting(backlog: &Backlog) -> Result<(), Failure> {
+async fn accepting(backlog: &Backlog) -> Result<(), Trouble> {
     let mut most = 0;
     loop {
         let waiting = backlog.waiting().map_err(not_connected)?;
@@ -192,12 +217,15 @@ async fn pass_over(mut body: Incoming) {
     }
 }
 
-fn not_connected(error: io::Error) -> Failure {
-    match error.kind() {
+fn not_connected(error: io::Error) -> Trouble {
+    if is_exhaustion(&error) {
+        return Trouble::Ours;
+    }
+    Trouble::Its(match error.kind() {
         io::ErrorKind::ConnectionRefused => silent("connection refused"),
         io::ErrorKind::NotFound => silent("no such socket"),
         _ => silent(&format!("cannot connect: {error}")),
-    }
+    })
 }
 
 fn not_http(path: &str, error: &hyper::Error) -> Failure {

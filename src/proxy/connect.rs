@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     affinity::AffinityKey,
-    cluster::{Cluster, Route, Snapshot},
+    cluster::{Cluster, Route, Snapshot, is_exhaustion},
     config::{Address, OnDown, ProxyVersion},
 };
 
@@ -162,12 +162,4 @@ async fn open(address: &Address) -> io::Result<Upstream> {
         }
         Address::Unix(path) => UnixStream::connect(path).await.map(Upstream::Unix),
     }
-}
-
-/// This machine has run out of descriptors, memory or ports: no backend is to blame.
-fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
-    )
 }
