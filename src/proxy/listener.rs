@@ -10,7 +10,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
-use tokio::{net::TcpListener, net::TcpStream, time::sleep};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -26,6 +29,9 @@ use crate::{cluster::Cluster, config};
 /// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Between two tellings of such a time, which may be one of many short ones.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// For handshakes that have begun when a door closes; more than a round trip of most clients.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(250);
@@ -211,15 +217,23 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 }
 
 /// The system refuses to accept (no descriptors, no memory): one line when it begins, one when
-/// it is over, and pauses between that do not spin.
+/// it is over, no more of them than one can read where that is ten times a second, and pauses
+/// between that do not spin.
 #[derive(Debug, Default)]
 struct Troubles {
     refused: u32,
+    /// These were told …
+    told: bool,
+    /// … or earlier ones, then.
+    last_told: Option<Instant>,
 }
 
 impl Troubles {
     fn next(&mut self, address: SocketAddr, error: &io::Error) -> Duration {
-        if self.refused == 0 {
+        let is_due = |last: Instant| last.elapsed() >= SAY_EVERY;
+        if !self.told && self.last_told.is_none_or(is_due) {
+            self.told = true;
+            self.last_told = Some(Instant::now());
             warn!(
                 %address,
                 "cannot accept: {error}; clients wait in the queue, trying again (raise `ulimit \
@@ -234,9 +248,10 @@ impl Troubles {
     }
 
     fn over(&mut self, address: SocketAddr) {
-        if self.refused > 0 {
+        if self.told {
             info!(%address, "accepting again after {} refusals", self.refused);
-            self.refused = 0;
         }
+        self.told = false;
+        self.refused = 0;
     }
 }

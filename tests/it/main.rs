@@ -14,6 +14,7 @@ mod config;
 mod death;
 mod demo;
 mod drain;
+mod exhaustion;
 mod health;
 mod languages;
 mod proxy_header;

@@ -14,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rustix::process::{Resource, Rlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -294,6 +295,19 @@ pub(crate) async fn eventually(what: &str, within: Duration, condition: impl Fn(
     }
 }
 
+/// CPU time that a process has used so far, without that of its children.
+pub(crate) fn cpu_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit(") ").next().unwrap().split(' ');
+    // User and system time, in hundredths of a second.
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .map(|n| n.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
 /// Resident memory of a process, in KiB.
 pub(crate) fn resident_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -302,6 +316,17 @@ pub(crate) fn resident_kib(pid: u32) -> u64 {
         .find(|line| line.starts_with("VmRSS:"))
         .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Lets a process open only so many descriptors more than it has open.
+pub(crate) fn limit_descriptors(of: u32, more: usize) {
+    let limit = Some((descriptors(of) + more) as u64);
+    let limit = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    let of = rustix::process::Pid::from_raw(of.try_into().unwrap());
+    rustix::process::prlimit(of, Resource::Nofile, limit).unwrap();
 }
 
 /// Open descriptors of a process.
