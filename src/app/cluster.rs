@@ -46,14 +46,17 @@ impl RunningCluster {
     /// Takes on another configuration. The table changes first, so that workers of slots that
     /// leave get no new clients while they drain.
     pub(super) async fn configure(&mut self, config: &config::Cluster, home: &Arc<Home>) {
-        let before = self.cluster.load().number;
+        let next = Arc::new(config.clone());
         self.cluster
-            .report(Event::Configure(Arc::new(config.clone())))
+            .report(Event::Configure(Arc::clone(&next)))
             .await;
-        // The controller is alive as long as `self` is, so the answer comes.
+        // The controller is alive as long as `self` is, so the answer comes; what it was told
+        // before is published before.
         let _published = self
             .cluster
-            .wait_until(Duration::from_secs(10), |now| now.number > before)
+            .wait_until(Duration::from_secs(10), |now| {
+                Arc::ptr_eq(&now.config, &next)
+            })
             .await;
         self.supervise(config, home);
     }

@@ -75,9 +75,9 @@ impl App {
             if let Some(supervisor) = supervisor {
                 let shutdown = self.shutdown.clone();
                 self.leaving.spawn(async move {
-                    let _cut_short = shutdown
-                        .run_until_cancelled(tokio::time::sleep(drain))
-                        .await;
+                    // At once, so that they start no next generation in a slot that may by then
+                    // be another's.
+                    let _cut_short = shutdown.run_until_cancelled(supervisor.retire(drain)).await;
                     stop_workers(&supervisor, &shutdown).await;
                 });
             }
@@ -134,10 +134,12 @@ impl App {
                 .collect();
             let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
             self.leaving.spawn(async move {
-                for slot in &slots {
-                    let idle = wait_until_idle(slot);
-                    let _ended = shutdown.run_until_cancelled(timeout(drain, idle)).await;
-                }
+                let idle = async {
+                    for slot in &slots {
+                        wait_until_idle(slot).await;
+                    }
+                };
+                let _ended = shutdown.run_until_cancelled(timeout(drain, idle)).await;
                 for slot in slots {
                     plane.cut(Cut::Slot(Arc::clone(&slot.stats))).await;
                 }

@@ -2,7 +2,7 @@
 //! id that marks them, and the guard that takes them down should homescar die.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr},
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::Child,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -55,6 +55,8 @@ struct Shared {
     socket: Option<UnixStream>,
     groups: BTreeSet<i32>,
     ports: BTreeSet<u16>,
+    /// By the name of the slot.
+    generations: HashMap<Arc<str>, Arc<AtomicU32>>,
 }
 
 impl Home {
@@ -82,6 +84,7 @@ impl Home {
             socket: None,
             groups: BTreeSet::new(),
             ports: BTreeSet::new(),
+            generations: HashMap::new(),
         };
         if let Err(error) = socket.read_exact(&mut ready) {
             let _gone_already = shared.guard.kill();
@@ -122,6 +125,12 @@ impl Home {
     /// The soft limit of open files that workers get.
     pub(super) const fn nofile(&self) -> u64 {
         self.nofile
+    }
+
+    /// The number of the last generation of the slots of this name. One that leaves and comes back
+    /// goes on counting: what is said of, or done to, the generations before must not concern it.
+    pub(super) fn last_generation(&self, slot: Arc<str>) -> Arc<AtomicU32> {
+        Arc::clone(self.shared().generations.entry(slot).or_default())
     }
 
     /// A directory of its own for a slot, which only `user` (default: we) may enter.

@@ -22,10 +22,7 @@ mod slot;
 mod sweep;
 mod worker;
 
-use std::{
-    sync::{Arc, atomic::AtomicU32},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -54,8 +51,6 @@ pub struct Supervisor {
 #[derive(Debug)]
 struct SlotHandle {
     orders: watch::Sender<Orders>,
-    /// The number of its last generation.
-    last: Arc<AtomicU32>,
 }
 
 impl Supervisor {
@@ -105,6 +100,16 @@ impl Supervisor {
         }
     }
 
+    /// Empties all slots, which the cluster no longer has: each worker ends once its connections
+    /// have, or after `drain`. Returns when none is left.
+    pub async fn retire(&self, drain: Duration) {
+        for slot in &self.slots {
+            slot.order(&self.workers, Want::Retire(drain));
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
     /// Ends all workers in good order (TERM, `stop_timeout`, KILL of the whole group) and
     /// returns when none is left.
     pub async fn stop(&self) {
@@ -124,10 +129,6 @@ impl Supervisor {
 
     /// Starts the task of a slot that has none.
     fn start(&mut self, index: usize) {
-        let last = self
-            .slots
-            .get(index)
-            .map_or_else(Arc::default, |slot| Arc::clone(&slot.last));
         let orders = Orders {
             workers: Arc::clone(&self.workers),
             want: Want::Run,
@@ -138,11 +139,10 @@ impl Supervisor {
             Arc::clone(&self.home),
             index,
             receiver,
-            Arc::clone(&last),
         );
         // The task has its handle: it ends when `orders` does.
         drop(self.tasks.spawn(task.run()));
-        let handle = SlotHandle { orders, last };
+        let handle = SlotHandle { orders };
         match self.slots.get_mut(index) {
             Some(slot) => *slot = handle,
             None => self.slots.push(handle),

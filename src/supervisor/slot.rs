@@ -77,9 +77,9 @@ impl SlotTask {
         home: Arc<Home>,
         index: usize,
         orders: watch::Receiver<Orders>,
-        last: Arc<AtomicU32>,
     ) -> Self {
         let name: Arc<str> = format!("{}/{index}", cluster.name()).into();
+        let last = home.last_generation(Arc::clone(&name));
         Self {
             room: Room::new(Arc::clone(&home), Arc::clone(&name), index),
             name,

@@ -20,6 +20,7 @@ mod languages;
 mod proxy_header;
 mod relay;
 mod reload;
+mod same_name;
 mod scaling;
 mod stickiness;
 mod supervisor;
