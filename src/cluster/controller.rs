@@ -78,6 +78,9 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             generation,
             health,
         } => changed(now, &slot, generation, |entry, backend| {
+            let is_checked = entry.supervised || now.config.health.is_some();
+            // The last word of checks that are no longer configured would stand for ever.
+            let health = if is_checked { health } else { Health::Unknown };
             entry.filled(Backend { health, ..backend }, ready_by)
         }),
         Event::Stopping {

@@ -51,7 +51,7 @@ impl Snapshot {
                 .iter()
                 .map(|backend| {
                     let kept = old.get(&*backend.name).filter(|entry| !entry.supervised);
-                    static_entry(backend, kept.copied())
+                    static_entry(backend, kept.copied(), config.health.is_some())
                 })
                 .collect(),
             Source::Workers(workers) => (0..workers.count.get())
@@ -150,7 +150,7 @@ impl Entry {
     }
 }
 
-fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>) -> Entry {
+fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked: bool) -> Entry {
     let stats = kept.map_or_else(Arc::<SlotStats>::default, |entry| {
         Arc::clone(&entry.slot.stats)
     });
@@ -159,11 +159,10 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>) -> Entry {
         weight: config.weight,
         stats,
     };
+    // Without checks nobody would ever learn that it is well again.
     let same = kept.filter(|entry| {
-        entry
-            .backend
-            .as_ref()
-            .is_some_and(|b| b.address == config.address)
+        let backend = entry.backend.as_ref();
+        is_checked && backend.is_some_and(|b| b.address == config.address)
     });
     let (backend, skip) = match same {
         Some(entry) => (entry.backend.clone(), entry.skip),
