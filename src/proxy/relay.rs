@@ -224,10 +224,10 @@ impl Flow {
                 self.source_ended = true;
                 return Poll::Ready(Ok(()));
             }
-            let taken = match Pin::new(sink).poll_write(cx, bytes) {
-                Poll::Ready(Ok(taken)) => taken,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Sink)),
-                Poll::Pending => 0,
+            let (taken, outcome) = match Pin::new(sink).poll_write(cx, bytes) {
+                Poll::Ready(Ok(taken)) => (taken, Ok(())),
+                Poll::Ready(Err(_)) => (0, Err(Fault::Sink)),
+                Poll::Pending => (0, Ok(())),
             };
             *count += taken as u64;
             if taken < bytes.len() {
@@ -238,7 +238,7 @@ impl Flow {
                 };
                 self.pending = Some(Box::new(rest));
             }
-            Poll::Ready(Ok(()))
+            Poll::Ready(outcome)
         })
     }
 
@@ -349,3 +349,33 @@ impl Watch {
 
 /// Longer than a connection lives.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = TcpStream::connect(listener.local_addr().unwrap());
+        let (here, there) = tokio::join!(here, listener.accept());
+        (here.unwrap(), there.unwrap().0)
+    }
+
+    /// Else the client would be taken to another backend, which would wait for them for ever.
+    #[tokio::test]
+    async fn a_connection_whose_first_bytes_no_backend_took_is_not_untouched() {
+        let ((mut client, mut down), (mut up, backend)) = (pair().await, pair().await);
+        client.write_all(b"hello").await.unwrap();
+        backend.reset_on_close();
+        drop(backend);
+        down.readable().await.unwrap();
+        up.readable().await.unwrap();
+        let mut traffic = Traffic::default();
+        let preface = Preface::default();
+        let end = relay(&mut down, &mut up, preface, &mut traffic, None).await;
+        assert_eq!(end.reason, CloseReason::BackendReset);
+        assert!(!end.untouched, "they were read");
+    }
+}
