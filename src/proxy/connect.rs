@@ -5,7 +5,7 @@ use std::{io, sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 use socket2::SockRef;
 use tokio::{
     net::{TcpStream, UnixStream},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     affinity::AffinityKey,
-    cluster::{Cluster, Route, Snapshot, is_exhaustion},
+    cluster::{Cluster, Route, SlotStats, Snapshot, is_exhaustion},
     config::{Address, OnDown, ProxyVersion},
 };
 
@@ -24,7 +24,8 @@ const MAX_CANDIDATES: usize = 4;
 /// Clients that may be held for one slot; those above go on to the next candidate.
 const MAX_HELD: u64 = 1024;
 
-/// A slot that is held for although it should be up is tried again this often.
+/// A slot that is held for although it should be up, and a Unix socket with a full queue, are
+/// tried again this often.
 const RETRY: Duration = Duration::from_millis(25);
 
 /// An open connection to a backend.
@@ -131,9 +132,8 @@ impl<'a> Search<'a> {
         let began = Instant::now();
         let until = *self.hold_until.get_or_insert(began + longest);
         let entry = &snapshot.entries[index];
-        let stats = &entry.slot.stats;
-        let held = stats.held.fetch_add(1, Relaxed);
-        if held >= MAX_HELD {
+        let (_held, others) = Held::enter(&entry.slot.stats);
+        if others >= MAX_HELD {
             self.hold_until = Some(began);
         } else if entry.skip.is_some() {
             self.cluster.changed_since(snapshot.number, until).await;
@@ -142,12 +142,29 @@ impl<'a> Search<'a> {
                 .changed_since(snapshot.number, until.min(began + RETRY))
                 .await;
         }
-        stats.held.fetch_sub(1, Relaxed);
         self.failed.retain(|name| *name != entry.slot.name);
         record.held += began.elapsed();
     }
 }
 
+/// One client that is held; counted until it is dropped, also when it is cut.
+struct Held<'a>(&'a SlotStats);
+
+impl<'a> Held<'a> {
+    /// Gives also how many others are held.
+    fn enter(stats: &'a SlotStats) -> (Self, u64) {
+        let others = stats.held.fetch_add(1, Relaxed);
+        (Self(stats), others)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Connects, however long it takes.
 async fn open(address: &Address) -> io::Result<Upstream> {
     match address {
         Address::Tcp(addr) => {
@@ -160,6 +177,47 @@ async fn open(address: &Address) -> io::Result<Upstream> {
             }
             Ok(Upstream::Tcp(stream))
         }
-        Address::Unix(path) => UnixStream::connect(path).await.map(Upstream::Unix),
+        Address::Unix(path) => loop {
+            match UnixStream::connect(path).await {
+                // Its queue is full. Over TCP the kernel would try again; here we do.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(RETRY).await,
+                connected => return connected.map(Upstream::Unix),
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::config::{Config, Facts};
+
+    const CONFIG: &str = r#"
+        [listener.web]
+        bind = "127.0.0.1:0"
+        cluster = "app"
+        [cluster.app]
+        on_down = "hold 10s"
+        workers = { command = ["/bin/true"], count = 1 }
+        "#;
+
+    #[tokio::test]
+    async fn a_client_that_is_cut_while_it_is_held_is_not_counted_for_ever() {
+        let facts = Facts::of_this_process();
+        let config = Config::parse(CONFIG, "test", &facts).unwrap();
+        let (cluster, _controller) = Cluster::new(&config.clusters[0]);
+        let stats = Arc::clone(&cluster.load().entries[0].slot.stats);
+        let held = || stats.held.load(Relaxed);
+        {
+            let mut search = Search::new(&cluster, AffinityKey::from_bits(1));
+            let peer = ([127, 0, 0, 1], 1).into();
+            let mut record = ConnectionRecord::new("web".into(), peer);
+            let mut connect = Box::pin(search.connect(&mut record));
+            assert!(connect.as_mut().now_or_never().is_none());
+            assert_eq!(held(), 1);
+        }
+        assert_eq!(held(), 0);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UnixListener},
@@ -327,7 +328,7 @@ async fn an_idle_connection_is_ended_and_a_busy_one_is_not() {
 #[tokio::test]
 async fn a_backend_that_refuses_is_passed_over_before_a_byte_is_sent() {
     // Bound and not listened on: nobody else can take the port meanwhile.
-    let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let dead = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     dead.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
         .unwrap();
     let dead_address = dead.local_addr().unwrap().as_socket().unwrap();
@@ -473,4 +474,41 @@ async fn the_global_limit_holds_over_listeners() {
     homescar
         .line("the refusal", |line| line["reason"] == "limit_global")
         .await;
+}
+
+#[tokio::test]
+async fn a_unix_backend_whose_queue_is_full_is_waited_for() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("app.sock");
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let backend = UnixListener::from_std(socket.into()).unwrap();
+    let homescar = Homescar::serve(&format!(
+        r#"
+        [listener.web]
+        bind = "127.0.0.1:0"
+        cluster = "app"
+        [cluster.app]
+        backends = ["unix:{}"]
+        timeouts = {{ connect = "20s" }}
+        "#,
+        path.display()
+    ));
+    let web = homescar.address("web").await;
+    let mut in_queue = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let mut client = Client::connect(web).await.unwrap();
+    client.send("hello").await.unwrap();
+    // It is not refused while the queue is full …
+    let refused = timeout(Duration::from_millis(300), client.rest()).await;
+    assert!(refused.is_err(), "{refused:?}");
+    // … and served afterwards.
+    let (first, _) = timeout(SOON, backend.accept()).await.unwrap().unwrap();
+    drop(first);
+    let _ended = in_queue.read(&mut [0]).await;
+    let (mut second, _) = timeout(SOON, backend.accept()).await.unwrap().unwrap();
+    let mut bytes = [0; 5];
+    second.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"hello");
 }
