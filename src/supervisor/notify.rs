@@ -12,6 +12,8 @@ use tracing::debug;
 
 /// The longest datagram that is read; systemd's own limit.
 const LONGEST: usize = 4096;
+/// Datagrams that are read in a row.
+const AT_ONCE: usize = 64;
 
 /// One statement of a worker about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +80,25 @@ impl NotifySocket {
                 }
             }
         }
+    }
+}
+
+impl NotifySocket {
+    /// What has come already, without waiting.
+    pub(super) fn waiting(&mut self) -> Vec<Message> {
+        let mut buffer = [0; LONGEST + 1];
+        let mut messages = Vec::new();
+        // The kernel lets ten wait, or however many; who sends faster than we read is not asked.
+        for _ in 0..AT_ONCE {
+            let Ok(len) = self.socket.try_recv(&mut buffer) else {
+                break;
+            };
+            match parse(&buffer[..len]) {
+                Some(some) => messages.extend(some),
+                None => self.malformed += 1,
+            }
+        }
+        messages
     }
 }
 

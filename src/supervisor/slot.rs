@@ -159,7 +159,14 @@ impl SlotTask {
                 }
                 messages = told(notify) => events.extend(self.heard(messages)),
                 _ = snapshots.changed() => events.extend(self.observe()),
-                () = passed(deadline) => events.push_back(Event::Tick),
+                () = passed(deadline) => {
+                    // What it has said in time counts, also when we come late: the runtime looks
+                    // for it when this task yields.
+                    tokio::task::yield_now().await;
+                    let said = self.running.as_mut().map(|running| running.notify.waiting());
+                    events.extend(self.heard(Ok(said.unwrap_or_default())));
+                    events.push_back(Event::Tick);
+                }
                 () = passed(poll) => events.extend(self.drained()),
             }
         }

@@ -17,6 +17,7 @@ mod drain;
 mod exhaustion;
 mod health;
 mod languages;
+mod pause;
 mod proxy_header;
 mod relay;
 mod reload;
