@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{App, Signal};
+use super::{App, Signal, close_all};
 use crate::proxy::Cut;
 
 /// For cut connections to be gone and recorded.
@@ -29,9 +29,7 @@ impl App {
             "draining for up to {}; again to end now",
             humantime::format_duration(deadline)
         );
-        for door in self.doors.values() {
-            door.close().await;
-        }
+        close_all(self.doors.values()).await;
         self.finish_connections(deadline, &mut signals).await;
         self.shutdown.cancel();
         self.stop_workers(signals).await;

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use self::cluster::RunningCluster;
 use crate::{
-    config::{self, Bind, Config, Facts, Faults},
+    config::{self, Bind, Config, Facts, Faults, LogOptions},
     proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Settings},
     supervisor::Home,
 };
@@ -25,8 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub struct App {
     config: Config,
-    /// What the configuration is read from again, on SIGHUP.
-    file: Option<PathBuf>,
+    file: Option<ConfigFile>,
     home: Arc<Home>,
     plane: Arc<DataPlane>,
     clusters: BTreeMap<Arc<str>, RunningCluster>,
@@ -36,6 +35,15 @@ pub struct App {
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
     shutdown: CancellationToken,
+}
+
+/// What the configuration is read from again, on SIGHUP.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What beats it.
+    pub log: LogOptions,
 }
 
 /// What tells doors apart. The listener's name counts only where the kernel chooses the port: an
@@ -92,7 +100,11 @@ impl App {
     /// # Errors
     ///
     /// When an address cannot be listened on, or the system has no room for us.
-    pub fn start(config: Config, file: Option<PathBuf>, exe: PathBuf) -> Result<Self, StartError> {
+    pub fn start(
+        config: Config,
+        file: Option<ConfigFile>,
+        exe: PathBuf,
+    ) -> Result<Self, StartError> {
         let mut groups = bind_new(&config, &HashMap::default())?;
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let home = Arc::new(Home::new(exe)?);
@@ -141,15 +153,17 @@ impl App {
     }
 
     async fn reload_file(&mut self) {
-        let Some(file) = self.file.clone() else {
+        let Some(ConfigFile { path, log }) = self.file.clone() else {
             return warn!("nothing to reload: homescar was started without a configuration file");
         };
-        match Config::load(&file, &Facts::of_this_process()) {
-            Ok(config) => match self.reload(config).await {
-                Ok(()) => info!(file = %file.display(), "reloaded"),
-                Err(error) => warn!("not reloaded, nothing has changed: {error}"),
-            },
-            Err(faults) => log_faults(&faults),
+        let mut config = match Config::load(&path, &Facts::of_this_process()) {
+            Ok(config) => config,
+            Err(faults) => return log_faults(&faults),
+        };
+        config.log = log.over(config.log);
+        match self.reload(config).await {
+            Ok(()) => info!(file = %path.display(), "reloaded"),
+            Err(error) => warn!("not reloaded, nothing has changed: {error}"),
         }
     }
 
@@ -191,6 +205,16 @@ fn bind_new(
         }
     }
     Ok(groups)
+}
+
+/// Closes doors, all at once: each takes its time.
+async fn close_all(doors: impl Iterator<Item = &Arc<Door>>) {
+    let closing = TaskTracker::new();
+    for door in doors.cloned() {
+        closing.spawn(async move { door.close().await });
+    }
+    closing.close();
+    closing.wait().await;
 }
 
 fn log_faults(faults: &Faults) {

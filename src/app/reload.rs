@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{
-    App, Place, StartError, bind_new,
+    App, Place, StartError, bind_new, close_all,
     cluster::{RunningCluster, stop_workers},
 };
 use crate::{
@@ -41,8 +41,12 @@ impl App {
         }
         self.config = config;
         self.change_clusters().await;
-        self.change_listeners(&mut groups);
+        let removed = self.change_listeners(&mut groups);
         self.close_doors().await;
+        // Only now: nobody comes in any more whom its end could miss.
+        for listener in removed {
+            self.let_go_of_listener(listener);
+        }
         self.drop_clusters();
         Ok(())
     }
@@ -84,7 +88,8 @@ impl App {
         }
     }
 
-    fn change_listeners(&mut self, groups: &mut HashMap<Place, BoundGroup>) {
+    /// Gives the listeners that the configuration no longer names.
+    fn change_listeners(&mut self, groups: &mut HashMap<Place, BoundGroup>) -> Vec<Arc<Listener>> {
         let mut old = std::mem::take(&mut self.listeners);
         for config in self.config.listeners.clone() {
             let settings = self.settings(config);
@@ -99,9 +104,7 @@ impl App {
                 .insert(Arc::clone(listener.name()), Arc::clone(&listener));
             self.open_doors(&listener, groups);
         }
-        for listener in old.into_values() {
-            self.let_go_of_listener(listener);
-        }
+        old.into_values().collect()
     }
 
     /// Closes the addresses that the configuration no longer names.
@@ -111,10 +114,10 @@ impl App {
             .doors
             .extract_if(|place, _| !named.contains(place))
             .collect();
-        for (_, door) in closed {
+        for (_, door) in &closed {
             info!(address = %door.address(), "no longer listening");
-            door.close().await;
         }
+        close_all(closed.iter().map(|(_, door)| door)).await;
     }
 
     /// Ends the clusters that the configuration no longer names, once their slots have drained.

@@ -100,7 +100,7 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
         workers,
         log,
     } = arguments;
-    let log = log.over(Log::default());
+    let log = log.options().over(Log::default());
     // A second address that a browser on this machine comes from, hence a second client.
     let default = ["127.0.0.1:3000"];
     if listen == default && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {

@@ -10,7 +10,7 @@ use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config::{Faults, Log, LogFormat, LogLevel},
+    config::{Faults, LogFormat, LogLevel, LogOptions},
     supervisor,
 };
 
@@ -144,11 +144,10 @@ fn complain_faults(faults: &Faults) {
 }
 
 impl LogArguments {
-    /// The configured log with what was said on the command line.
-    fn over(self, configured: Log) -> Log {
-        Log {
-            format: self.log_format.unwrap_or(configured.format),
-            level: self.log_level.unwrap_or(configured.level),
+    const fn options(self) -> LogOptions {
+        LogOptions {
+            format: self.log_format,
+            level: self.log_level,
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn run(arguments: Arguments) -> Exit {
         log,
         command,
     } = arguments;
-    let log = log.over(Log::default());
+    let log = log.options().over(Log::default());
     let options = RunOptions {
         listen,
         workers,

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::{Exit, LogArguments, complain, complain_faults};
 use crate::{
-    app::{App, Signal},
+    app::{App, ConfigFile, Signal},
     config::{Config, Facts},
     log::Log,
 };
@@ -32,11 +32,11 @@ pub(super) fn run(file: PathBuf, log: LogArguments) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let config = Config {
-        log: log.over(config.log),
-        ..config
+    let source = ConfigFile {
+        path: file,
+        log: log.options(),
     };
-    with_runtime(serve(config, Some(file)))
+    with_runtime(serve(config, Some(source)))
 }
 
 pub(super) fn load(file: &Path) -> Result<Config, Exit> {
@@ -59,7 +59,10 @@ pub(super) fn with_runtime(command: impl Future<Output = Exit>) -> Exit {
 }
 
 /// Starts everything, serves until told to end, and drains.
-pub(super) async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
+pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit {
+    if let Some(file) = &file {
+        config.log = file.log.over(config.log);
+    }
     let log = Log::start(config.log);
     let tasks = TaskTracker::new();
     let signals = match signals(&tasks) {

@@ -302,6 +302,26 @@ pub struct Log {
     pub level: LogLevel,
 }
 
+/// What is said of the log elsewhere than in the file, and beats it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// How a line looks.
+    pub format: Option<LogFormat>,
+    /// The least severe level that is written.
+    pub level: Option<LogLevel>,
+}
+
+impl LogOptions {
+    /// The configured log with these options.
+    #[must_use]
+    pub fn over(self, configured: Log) -> Log {
+        Log {
+            format: self.format.unwrap_or(configured.format),
+            level: self.level.unwrap_or(configured.level),
+        }
+    }
+}
+
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

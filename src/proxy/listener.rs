@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use tokio::{
     net::{TcpListener, TcpStream},
+    task::unconstrained,
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -153,7 +154,8 @@ pub(super) async fn accept(door: Arc<Door>, socket: StdListener, admission: Arc<
     if bind::refuse_handshakes(&socket).is_ok() {
         accept_until(sleep(LAST_HANDSHAKES), &door, &socket, &admission).await;
     }
-    while let Some(Ok(accepted)) = socket.accept().now_or_never() {
+    // All of them, so not as many only as one turn of a task is granted.
+    while let Some(Ok(accepted)) = unconstrained(socket.accept()).now_or_never() {
         start(&door, &admission, accepted);
     }
 }

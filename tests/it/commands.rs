@@ -2,9 +2,10 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::support::homescar::{Homescar, WORKER};
+use crate::support::homescar::{Homescar, WORKER, message};
 
 /// Runs a command to its end: exit code, standard output, standard error.
 fn homescar(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -264,4 +265,28 @@ async fn in_a_pipe_the_log_is_plain_text() {
     let (time, rest) = line.split_once(' ').unwrap();
     assert!(time.starts_with("20") && time.ends_with('Z'), "{line}");
     assert!(rest.starts_with("INFO "), "{line}");
+}
+
+#[tokio::test]
+async fn what_the_command_line_says_of_the_log_beats_the_file_also_after_a_reload() {
+    let (_folder, path) = file(&format!(
+        r#"
+        [log]
+        level = "error"
+        [listener.web]
+        bind = "127.0.0.1:0"
+        cluster = "app"
+        [cluster.app]
+        workers = {{ command = ["{WORKER}"], count = 1 }}
+        "#
+    ));
+    let arguments = ["serve", "-c", &path];
+    let log = ["--log-format", "json", "--log-level", "info"];
+    let homescar = Homescar::command(&[&arguments[..], &log[..]].concat(), &[]);
+    homescar.ready("app/0").await;
+    homescar.signal(Signal::SIGHUP);
+    homescar.message("reloaded").await;
+    let log = homescar.log();
+    let formats = log.iter().filter(|line| message(line).contains("format"));
+    assert_eq!(formats.count(), 0, "{log:?}");
 }

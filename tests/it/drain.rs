@@ -215,3 +215,19 @@ fn family_of(homescar: u32) -> Vec<u32> {
     family.retain(|pid| *pid != homescar);
     family
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_doors_are_closed_at_once() {
+    let listeners: String = (0..16)
+        .map(|index| format!("[listener.l{index}]\nbind = \"127.0.0.1:0\"\ncluster = \"app\"\n"))
+        .collect();
+    let mut homescar = Homescar::serve(&format!(
+        "{listeners}\n[cluster.app]\nbackends = [\"127.0.0.1:9\"]"
+    ));
+    homescar.address("l15").await;
+    let began = Instant::now();
+    homescar.signal(Signal::SIGTERM);
+    assert!(homescar.exit().await.success());
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(2), "took {took:?}");
+}
