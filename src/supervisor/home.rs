@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs,
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Shutdown, SocketAddr},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Child,
@@ -33,6 +33,8 @@ pub(super) const DIR_PREFIX: &str = "homescar-";
 const LONGEST_DIR: usize = 107 - 34;
 /// For the guard to say that it is there.
 const GUARD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the guard to end; then it is killed, as it may have been stopped.
+const GUARD_FAREWELL: Duration = Duration::from_secs(3);
 /// Tries to find a port that was not given to another slot.
 const PORT_TRIES: usize = 64;
 
@@ -211,7 +213,17 @@ impl Drop for Home {
         if shared.groups.is_empty() {
             shared.tell("end\n");
         }
-        shared.socket = None;
+        if let Some(mut socket) = shared.socket.take() {
+            let mut farewell = || -> io::Result<usize> {
+                socket.set_nonblocking(false)?;
+                socket.set_read_timeout(Some(GUARD_FAREWELL))?;
+                socket.shutdown(Shutdown::Write)?;
+                // Its end of the socket closes with it.
+                socket.read(&mut [0])
+            };
+            let _overdue = farewell();
+        }
+        let _gone_already = shared.guard.kill();
         let _status = shared.guard.wait();
     }
 }

@@ -1,7 +1,7 @@
 //! The end: TERM, TERM again, and KILL.
 
 use std::{
-    io,
+    fs, io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 
 use crate::support::{
@@ -147,11 +150,12 @@ async fn a_second_term_does_not_wait_for_connections_nor_a_third_for_workers() {
 async fn nobody_survives_a_homescar_that_was_killed() {
     let mut homescar = Homescar::serve(&config("30s", r#", "--children", "--ignore-term""#));
     let workers = homescar.all_ready("app", 4).await;
+    // Grandchildren may take longer than it takes their worker to be ready.
+    eventually("workers, children and grandchildren", SOON, || {
+        family_of(homescar.pid()).len() >= 4 * 3
+    })
+    .await;
     let family = family_of(homescar.pid());
-    assert!(
-        family.len() >= 4 * 3,
-        "workers, children and grandchildren: {family:?}"
-    );
     assert!(workers.iter().all(|pid| family.contains(pid)));
     let mut client = Client::connect(homescar.address("web").await)
         .await
@@ -176,17 +180,17 @@ async fn nobody_survives_a_homescar_that_was_killed() {
 /// (daemonised) but still carry its mark in their environment.
 fn family_of(homescar: u32) -> Vec<u32> {
     let mark_of = |pid: u32| {
-        let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
         let mark = environ
             .split(|byte| *byte == 0)
             .find(|v| v.starts_with(b"HOMESCAR_INSTANCE="))?;
         Some(mark.to_vec())
     };
     let parent_of = |pid: u32| -> Option<u32> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
     };
-    let all: Vec<u32> = std::fs::read_dir("/proc")
+    let all: Vec<u32> = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
@@ -230,4 +234,20 @@ async fn many_doors_are_closed_at_once() {
     assert!(homescar.exit().await.success());
     let took = began.elapsed();
     assert!(took < Duration::from_secs(2), "took {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_was_stopped_does_not_keep_homescar() {
+    let mut homescar = Homescar::serve(&config("20s", ""));
+    homescar.all_ready("app", 4).await;
+    let task = format!("/proc/{0}/task/{0}/children", homescar.pid());
+    let children = fs::read_to_string(task).unwrap();
+    let guard = children.split_whitespace().find(|pid| {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.contains("\0__guard\0")
+    });
+    let guard: i32 = guard.unwrap().parse().unwrap();
+    kill(Pid::from_raw(guard), Signal::SIGSTOP).unwrap();
+    homescar.signal(Signal::SIGTERM);
+    assert!(homescar.exit().await.success());
 }
