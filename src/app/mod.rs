@@ -210,7 +210,8 @@ fn bind_new(
 /// Closes doors, all at once: each takes its time.
 async fn close_all(doors: impl Iterator<Item = &Arc<Door>>) {
     let closing = TaskTracker::new();
-    for door in doors.cloned() {
+    for door in doors {
+        let door = Arc::clone(door);
         closing.spawn(async move { door.close().await });
     }
     closing.close();
