@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use self::cluster::RunningCluster;
 use crate::{
     config::{self, Bind, Config, Facts, Faults, LogOptions},
-    proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Settings},
+    proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Neighbour, Settings},
     supervisor::Home,
 };
 
@@ -195,11 +195,17 @@ fn bind_new(
     let mut groups = HashMap::default();
     for listener in &config.listeners {
         for place in Place::of(listener).filter(|place| !open.contains_key(place)) {
-            let group = BoundGroup::bind(place.bind, config.threads).map_err(|source| {
-                StartError::Bind {
-                    listener: Arc::clone(&listener.name),
-                    source,
-                }
+            let port = place.bind.addr.port();
+            let is_ours = open.values().any(|door| door.address().port() == port);
+            let neighbour = if is_ours {
+                Neighbour::Ours
+            } else {
+                Neighbour::None
+            };
+            let group = BoundGroup::bind(place.bind, config.threads, neighbour);
+            let group = group.map_err(|source| StartError::Bind {
+                listener: Arc::clone(&listener.name),
+                source,
             })?;
             groups.insert(place, group);
         }

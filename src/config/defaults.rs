@@ -83,6 +83,15 @@ impl Default for Log {
 }
 
 impl Cluster {
+    /// How many workers it has.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        match &self.source {
+            Source::Workers(workers) => workers.count.get(),
+            Source::Static(_) => 0,
+        }
+    }
+
     /// A cluster of which only the name and the source were written. Workers are checked by TCP
     /// connect, static backends are not checked.
     #[must_use]

@@ -15,8 +15,10 @@ use nix::{
     unistd::{AccessFlags, User, eaccess, geteuid},
 };
 
-/// Descriptors that are kept for everything but client connections.
+/// Descriptors that are kept for everything but client connections …
 const RESERVED_DESCRIPTORS: u64 = 256;
+/// … and for each worker: pipes, notify socket, pidfd, listening socket, checks.
+const DESCRIPTORS_PER_WORKER: u64 = 8;
 
 /// What the machine and the environment of the process are like.
 #[derive(Clone, Debug)]
@@ -54,10 +56,12 @@ impl Facts {
         }
     }
 
-    /// Connections that the descriptor limit allows: two descriptors each, and some for us.
+    /// Connections that the descriptor limit allows beside so many workers: two descriptors
+    /// each, and some for us.
     #[must_use]
-    pub const fn max_connections(&self) -> u64 {
-        let connections = self.max_descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2;
+    pub const fn max_connections(&self, workers: usize) -> u64 {
+        let reserved = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64;
+        let connections = self.max_descriptors.saturating_sub(reserved) / 2;
         if connections == 0 { 1 } else { connections }
     }
 

@@ -70,10 +70,11 @@ impl Context<'_> {
         let names: Vec<&str> = clusters.iter().flatten().map(|entry| entry.name).collect();
         let known = clusters.is_some() || !root.meant("cluster");
         let clusters = clusters.iter().flatten();
-        let clusters = clusters.filter_map(|entry| self.cluster(entry)).collect();
+        let clusters: Vec<_> = clusters.filter_map(|entry| self.cluster(entry)).collect();
+        let workers = clusters.iter().map(super::Cluster::workers).sum();
         Config {
             threads: self.threads(root),
-            max_connections: self.max_connections(root),
+            max_connections: self.max_connections(root, workers),
             listeners: listeners(root, known.then_some(&names)),
             clusters,
             log: log(root),
@@ -92,8 +93,8 @@ impl Context<'_> {
             .min(NonZeroUsize::new(MAX_COUNT).unwrap_or(NonZeroUsize::MAX))
     }
 
-    fn max_connections(&self, root: &Section<'_>) -> u64 {
-        let allowed = self.facts.max_connections();
+    fn max_connections(&self, root: &Section<'_>, workers: usize) -> u64 {
+        let allowed = self.facts.max_connections(workers);
         let limits = root.get("limits");
         let limits = limits.and_then(|item| item.section(&keys::GLOBAL_LIMITS));
         let Some(item) = limits.and_then(|limits| limits.get("connections")) else {

@@ -47,7 +47,7 @@ pub(super) fn resolve(options: RunOptions, facts: &Facts) -> Result<Config, Faul
     };
     Ok(Config {
         threads: at_most(facts.cores),
-        max_connections: facts.max_connections(),
+        max_connections: facts.max_connections(cluster.workers()),
         listeners: vec![listener],
         clusters: vec![cluster],
         log: options.log,

@@ -30,6 +30,16 @@ pub struct BindError {
     source: io::Error,
 }
 
+/// Who may listen on the same port already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbour {
+    /// Nobody: an address that is taken is an error.
+    None,
+    /// We ourselves, on an address that overlaps (`:3000` and `127.0.0.1:3000`), for as long as a
+    /// reload takes.
+    Ours,
+}
+
 /// The sockets of one address.
 #[derive(Debug)]
 pub struct BoundGroup {
@@ -43,14 +53,19 @@ impl BoundGroup {
     /// # Errors
     ///
     /// When the address is taken (also by another homescar), not ours, or not permitted.
-    pub fn bind(bind: Bind, threads: NonZeroUsize) -> Result<Self, BindError> {
-        let group = match group(bind.addr, bind.dual_stack, threads) {
+    pub fn bind(
+        bind: Bind,
+        threads: NonZeroUsize,
+        neighbour: Neighbour,
+    ) -> Result<Self, BindError> {
+        let group = match group(bind.addr, bind.dual_stack, threads, neighbour) {
             // A host without IPv6.
             Err(error) if bind.dual_stack && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                 group(
                     (Ipv4Addr::UNSPECIFIED, bind.addr.port()).into(),
                     false,
                     threads,
+                    neighbour,
                 )
             }
             bound => bound,
@@ -111,10 +126,16 @@ pub(super) fn refuse_handshakes(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).attach_filter(&filter)
 }
 
-fn group(addr: SocketAddr, dual_stack: bool, threads: NonZeroUsize) -> io::Result<BoundGroup> {
+fn group(
+    addr: SocketAddr,
+    dual_stack: bool,
+    threads: NonZeroUsize,
+    neighbour: Neighbour,
+) -> io::Result<BoundGroup> {
     // The first socket is bound alone and joins the group afterwards: sockets that are bound with
     // SO_REUSEPORT would silently share the address with another homescar of the same user.
     let first = socket(addr, dual_stack)?;
+    first.set_reuse_port(neighbour == Neighbour::Ours)?;
     first.bind(&addr.into())?;
     first.set_reuse_port(true)?;
     let address = first

@@ -1,6 +1,10 @@
 //! From key to an open connection: candidates in order, holding for a slot that comes back.
 
-use std::{io, sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    io::{self, ErrorKind},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -106,13 +110,16 @@ impl<'a> Search<'a> {
             return Ok(None);
         };
         let attempt = timeout(snapshot.config.connect_timeout, open(&backend.address)).await;
-        match attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        match attempt.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
             Ok(upstream) => {
                 let slot = Arc::clone(&entry.slot);
                 record.home = Some(Home::new(slot, backend.generation, backend.pid));
                 Ok(Some(upstream))
             }
-            Err(error) if is_exhaustion(&error) => Err(CloseReason::NoResources),
+            // Ports are used up for each destination by itself: the next one may do.
+            Err(error) if is_exhaustion(&error) && error.kind() != ErrorKind::AddrNotAvailable => {
+                Err(CloseReason::NoResources)
+            }
             Err(_) => {
                 entry.slot.stats.connect_failures.fetch_add(1, Relaxed);
                 Ok(None)
@@ -180,7 +187,7 @@ async fn open(address: &Address) -> io::Result<Upstream> {
         Address::Unix(path) => loop {
             match UnixStream::connect(path).await {
                 // Its queue is full. Over TCP the kernel would try again; here we do.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(RETRY).await,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(RETRY).await,
                 connected => return connected.map(Upstream::Unix),
             }
         },

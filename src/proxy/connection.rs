@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 use super::{
     admit::Permit,
@@ -86,7 +86,12 @@ async fn admitted(
     let key = identify::key(record.client(), affinity);
     let mut search = Search::new(&settings.cluster, key);
     loop {
-        let (upstream, send_proxy) = search.connect(record).await?;
+        // A client that goes while it waits for a backend shall not be waited for.
+        let (upstream, send_proxy) = tokio::select! {
+            biased;
+            connected = search.connect(record) => connected?,
+            _ = client.ready(Interest::ERROR) => return Err(CloseReason::ClientReset),
+        };
         let home = record.home.as_ref().map(|home| Arc::clone(home.slot()));
         if let Some(slot) = &home {
             ticket.goes_to(&slot.stats);

@@ -17,7 +17,7 @@ mod record;
 mod registry;
 mod relay;
 
-pub use bind::{BindError, BoundGroup};
+pub use bind::{BindError, BoundGroup, Neighbour};
 pub use listener::{Door, Listener, Settings};
 pub use plane::{Cut, DataPlane};
 pub use record::CloseReason;

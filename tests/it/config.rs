@@ -122,7 +122,7 @@ fn the_smallest_example_has_every_default() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = Config::load(&root.join("config/minimal.toml"), &facts()).unwrap();
     let expected = r#"threads = 4
-limits = { connections = 524160 }
+limits = { connections = 524144 }
 
 [listener.web]
 bind = ["0.0.0.0:3000"]
@@ -457,13 +457,14 @@ fn this_process_has_plausible_facts() {
     assert!(facts.folder.is_absolute());
     assert!((facts.has_user)("root"));
     assert!(!(facts.has_user)("nobody-at-all"));
-    let connections = |max_descriptors| {
+    let connections = |max_descriptors, workers| {
         let facts = Facts {
             max_descriptors,
             ..facts.clone()
         };
-        facts.max_connections()
+        facts.max_connections(workers)
     };
-    assert_eq!(connections(1024), 384);
-    assert_eq!(connections(100), 1, "never none at all");
+    assert_eq!(connections(1024, 0), 384);
+    assert_eq!(connections(1024, 50), 184);
+    assert_eq!(connections(100, 4), 1, "never none at all");
 }

@@ -512,3 +512,46 @@ async fn a_unix_backend_whose_queue_is_full_is_waited_for() {
     second.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"hello");
 }
+
+/// Who goes while a backend is being connected to is let go at once, and takes no descriptor along.
+#[tokio::test]
+async fn a_client_that_goes_while_it_waits_is_let_go() {
+    // A backend that completes no handshake: its queue is full, and nobody accepts.
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    full.listen(0).unwrap();
+    let full_address = full.local_addr().unwrap().as_socket().unwrap();
+    let _in_the_queue = TcpStream::connect(full_address).await.unwrap();
+    let homescar = Homescar::serve(&format!(
+        r#"
+        [listener.web]
+        bind = "127.0.0.1:0"
+        cluster = "app"
+        [cluster.app]
+        backends = ["{full_address}"]
+        timeouts = {{ connect = "1m" }}
+        "#
+    ));
+    let address = homescar.address("web").await;
+    let before = descriptors(homescar.pid());
+    let mut gone = Vec::new();
+    for index in 0..50 {
+        let client = Client::connect_from(address_of_client(index), address)
+            .await
+            .unwrap();
+        gone.push(client.local_addr());
+        client.reset();
+    }
+    for from in gone {
+        let record = homescar.record_of(from).await;
+        assert_eq!(
+            (&record["by"], &record["reason"]),
+            (&"client".into(), &"reset".into())
+        );
+    }
+    eventually("nothing is left", SOON, || {
+        descriptors(homescar.pid()) <= before
+    })
+    .await;
+}

@@ -160,6 +160,38 @@ async fn a_renamed_listener_keeps_its_socket() {
     assert_eq!(homescar.record_of(from).await["listener"], "after");
 }
 
+/// From all addresses to one of them and back, on the same port: we are not in our own way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_overlaps_our_own_is_not_taken() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let with = |bind: &str| {
+        format!(
+            r#"
+            [listener.web]
+            bind = "{bind}:{port}"
+            cluster = "app"
+            [cluster.app]
+            workers = {{ command = ["{WORKER}"], count = 1 }}
+            "#
+        )
+    };
+    let homescar = Homescar::serve(&with(""));
+    homescar.all_ready("app", 1).await;
+    let address = format!("127.0.0.1:{port}").parse().unwrap();
+    for bind in ["127.0.0.1", "", "0.0.0.0"] {
+        let answer = homescar.reload(&with(bind)).await;
+        assert_eq!(message(&answer), "reloaded", "{bind}: {answer}");
+        Client::connect(address)
+            .await
+            .unwrap()
+            .whoami()
+            .await
+            .unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_that_is_taken_keeps_the_old_configuration() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
