@@ -20,7 +20,7 @@
 //!
 //! # The life of a connection
 //!
-//! `proxy/listener.rs` accepts → `proxy/admit.rs` counts → `proxy/identify.rs` finds out who the
+//! `proxy/door.rs` accepts → `proxy/admit.rs` counts → `proxy/identify.rs` finds out who the
 //! client is → [`AffinityKey`](affinity::AffinityKey) → [`Snapshot::route`](cluster::Snapshot::route)
 //! decides → `proxy/connect.rs` connects, holds, or goes on to the next candidate →
 //! `proxy/relay.rs` carries until both sides are done → `proxy/record.rs` says how it ended.

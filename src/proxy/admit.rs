@@ -56,6 +56,39 @@ impl Drop for Permit {
     }
 }
 
+/// The limit over all listeners.
+#[derive(Debug)]
+pub(super) struct Admission {
+    open: Arc<Gauge>,
+    limit: AtomicU64,
+}
+
+impl Admission {
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            open: Arc::default(),
+            limit: AtomicU64::new(limit),
+        }
+    }
+
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Relaxed);
+    }
+
+    /// Counts one more connection, unless that makes more than the limit.
+    pub(super) fn enter(&self) -> Option<Permit> {
+        self.open.enter(self.limit.load(Relaxed))
+    }
+
+    pub(super) fn open(&self) -> u64 {
+        self.open.open()
+    }
+
+    pub(super) async fn wait_until_none(&self) {
+        self.open.wait_until_none().await;
+    }
+}
+
 /// Maps a client's address to one of several locks, so that threads rarely meet at one.
 const SHARDS: usize = 16;
 

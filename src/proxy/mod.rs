@@ -1,14 +1,15 @@
 //! The data plane: the life of a connection, in the order it is lived.
 //!
-//! [`plane`] has the threads; [`bind`] the sockets; [`listener`] accepts; [`admit`] counts;
-//! [`connection`] reads from the top to the bottom what happens next: [`identify`] the client,
-//! [`connect`] to its slot, [`relay`], [`record`]. It uses `cluster` and `affinity`, and never
+//! `plane` has the threads and `bind` the sockets; `door` accepts for a `listener`; `admit` counts.
+//! `connection` reads from the top to the bottom what happens next: `identify` the client,
+//! `connect` to its slot, `relay`, `record`. It uses `cluster`, `affinity` and `config`, and never
 //! waits for the control plane but where a client is held for its slot, with a deadline.
 
 mod admit;
 mod bind;
 mod connect;
 mod connection;
+mod door;
 mod identify;
 mod listener;
 mod plane;
@@ -18,6 +19,8 @@ mod registry;
 mod relay;
 
 pub use bind::{BindError, BoundGroup, Neighbour};
-pub use listener::{Door, Listener, Settings};
-pub use plane::{Cut, DataPlane};
+pub use door::Door;
+pub use listener::{Listener, Settings};
+pub use plane::DataPlane;
 pub use record::CloseReason;
+pub use registry::Cut;

@@ -1,17 +1,7 @@
 //! The threads of the data plane: one current-thread runtime each, nothing shared but what a
 //! connection loads once.
 
-use std::{
-    io,
-    num::NonZeroUsize,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{io, num::NonZeroUsize, pin::pin, sync::Arc, thread::JoinHandle, time::Duration};
 
 use tokio::{
     runtime::{Builder, Handle},
@@ -20,12 +10,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    admit::{Gauge, Permit},
+    admit::Admission,
     bind::BoundGroup,
-    listener::{Door, Listener, accept},
-    registry,
+    door::{Door, accept},
+    listener::Listener,
+    registry::{self, Cut},
 };
-use crate::cluster::SlotStats;
 
 /// The threads that carry connections.
 #[derive(Debug)]
@@ -41,25 +31,6 @@ struct Thread {
     thread: JoinHandle<()>,
 }
 
-/// The limit over all listeners.
-#[derive(Debug)]
-pub(super) struct Admission {
-    open: Arc<Gauge>,
-    limit: AtomicU64,
-}
-
-/// Which connections to cut.
-#[derive(Clone, Debug)]
-pub enum Cut {
-    /// All.
-    All,
-    /// Those that came in by a listener.
-    Listener(Arc<Listener>),
-    /// Those that go to a slot, by its counters: they are its own for life, where names come
-    /// again in other clusters.
-    Slot(Arc<SlotStats>),
-}
-
 impl DataPlane {
     /// Starts the threads.
     ///
@@ -71,10 +42,7 @@ impl DataPlane {
         let threads = (0..threads.get())
             .map(|index| Thread::start(index, stop.clone()))
             .collect::<io::Result<_>>()?;
-        let admission = Admission {
-            open: Arc::default(),
-            limit: AtomicU64::new(max_connections),
-        };
+        let admission = Admission::new(max_connections);
         Ok(Self {
             threads,
             stop,
@@ -90,13 +58,13 @@ impl DataPlane {
 
     /// Changes the limit over all listeners.
     pub fn set_max_connections(&self, limit: u64) {
-        self.admission.limit.store(limit, Relaxed);
+        self.admission.set_limit(limit);
     }
 
     /// Connections open now.
     #[must_use]
     pub fn open(&self) -> u64 {
-        self.admission.open.open()
+        self.admission.open()
     }
 
     /// Begins to accept: each thread gets one socket of the group.
@@ -123,7 +91,7 @@ impl DataPlane {
 
     /// Waits until no connection is open.
     pub async fn wait_until_idle(&self) {
-        self.admission.open.wait_until_none().await;
+        self.admission.wait_until_none().await;
     }
 }
 
@@ -166,11 +134,5 @@ async fn beat_until(stop: CancellationToken) {
             _ = beat.tick() => {}
             () = &mut stop => return,
         }
-    }
-}
-
-impl Admission {
-    pub(super) fn enter(&self) -> Option<Permit> {
-        self.open.enter(self.limit.load(Relaxed))
     }
 }

@@ -5,11 +5,23 @@ use std::{cell::RefCell, sync::Arc};
 use slab::Slab;
 use tokio::task::AbortHandle;
 
-use super::{listener::Listener, plane::Cut};
+use super::listener::Listener;
 use crate::cluster::SlotStats;
 
 thread_local! {
     static OPEN: RefCell<Slab<Open>> = const { RefCell::new(Slab::new()) };
+}
+
+/// Which connections to cut.
+#[derive(Clone, Debug)]
+pub enum Cut {
+    /// All.
+    All,
+    /// Those that came in by a listener.
+    Listener(Arc<Listener>),
+    /// Those that go to a slot, by its counters: they are its own for life, where names come
+    /// again in other clusters.
+    Slot(Arc<SlotStats>),
 }
 
 #[derive(Debug)]

@@ -20,10 +20,10 @@ use nix::{
     unistd::{Pid, chdir, setsid},
 };
 
-use super::{
-    home::DIR_PREFIX,
-    sweep::{self, Cookie},
-};
+use super::sweep::{self, Cookie};
+
+/// How the name of a runtime directory begins; it removes no other.
+pub(super) const DIR_PREFIX: &str = "homescar-";
 
 /// What it says once it is in a session of its own.
 pub(super) const READY: &[u8] = b"ready\n";

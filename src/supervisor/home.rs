@@ -26,8 +26,6 @@ use tracing::warn;
 
 use super::{guard, process};
 
-/// How the runtime directory's name begins.
-pub(super) const DIR_PREFIX: &str = "homescar-";
 /// `sun_path` has 108 bytes with its terminator; the longest name that is put below the
 /// directory is `/4294967295/notify-4294967295.sock`.
 const LONGEST_DIR: usize = 107 - 34;
@@ -242,7 +240,7 @@ fn hold(port: u16) -> io::Result<(Socket, SocketAddr)> {
 fn runtime_dir() -> io::Result<TempDir> {
     let make = |parent: &Path| {
         tempfile::Builder::new()
-            .prefix(DIR_PREFIX)
+            .prefix(guard::DIR_PREFIX)
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(parent)
     };

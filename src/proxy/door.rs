@@ -1,0 +1,191 @@
+//! One address of a listener, and the loop that accepts there.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::unconstrained,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{admit::Admission, bind, connection, listener::Listener, registry};
+
+/// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Between two tellings of such a time, which may be one of many short ones.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// For handshakes that have begun when a door closes; more than a round trip of most clients.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(250);
+
+/// One address of a listener, with its sockets. A reload may give it to another listener without
+/// closing it.
+#[derive(Debug)]
+pub struct Door {
+    address: SocketAddr,
+    listener: ArcSwap<Listener>,
+    closing: CancellationToken,
+    accepting: TaskTracker,
+}
+
+impl Door {
+    pub(super) fn new(address: SocketAddr, listener: Arc<Listener>) -> Arc<Self> {
+        Arc::new(Self {
+            address,
+            listener: ArcSwap::new(listener),
+            closing: CancellationToken::new(),
+            accepting: TaskTracker::new(),
+        })
+    }
+
+    /// The real address, also where port 0 was asked for.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Leads to this listener from now on.
+    pub fn lead_to(&self, listener: Arc<Listener>) {
+        self.listener.store(listener);
+    }
+
+    /// Stops accepting: who waits to be accepted is still served, then the sockets are closed.
+    pub async fn close(&self) {
+        self.closing.cancel();
+        self.accepting.close();
+        self.accepting.wait().await;
+    }
+
+    pub(super) const fn accepting(&self) -> &TaskTracker {
+        &self.accepting
+    }
+}
+
+/// Accepts on one socket until its door closes.
+pub(super) async fn accept(door: Arc<Door>, socket: StdListener, admission: Arc<Admission>) {
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return warn!(address = %door.address, %error, "cannot accept"),
+    };
+    let closing = door.closing.cancelled();
+    accept_until(closing, &door, &socket, &admission).await;
+    // Who is on the way in when the sockets close would be reset. So no more handshakes begin,
+    // those that have begun are finished, and then nobody is left to be reset.
+    if bind::refuse_handshakes(&socket).is_ok() {
+        accept_until(sleep(LAST_HANDSHAKES), &door, &socket, &admission).await;
+    }
+    // All of them, so not as many only as one turn of a task is granted.
+    while let Some(Ok(accepted)) = unconstrained(socket.accept()).now_or_never() {
+        start(&door, &admission, accepted);
+    }
+}
+
+async fn accept_until(
+    end: impl Future<Output = ()>,
+    door: &Door,
+    socket: &TcpListener,
+    admission: &Admission,
+) {
+    let mut end = pin!(end);
+    let mut troubles = Troubles::default();
+    loop {
+        tokio::select! {
+            accepted = socket.accept() => match accepted {
+                Ok(accepted) => {
+                    troubles.over(door.address);
+                    start(door, admission, accepted);
+                }
+                Err(error) if concerns_one_connection(&error) => {}
+                Err(error) => {
+                    let pause = troubles.next(door.address, &error);
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = &mut end => return,
+                    }
+                }
+            },
+            () = &mut end => return,
+        }
+    }
+}
+
+fn start(door: &Door, admission: &Admission, (stream, peer): (TcpStream, SocketAddr)) {
+    let global = admission.enter();
+    let listener = door.listener.load_full();
+    registry::spawn(Arc::clone(&listener), |ticket| {
+        connection::serve(listener, stream, peer, global, ticket)
+    });
+}
+
+/// Errors that accept(2) passes on from the connection that it was about to return; the next
+/// one may be well.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET
+                | libc::EOPNOTSUPP
+        )
+    )
+}
+
+/// The system refuses to accept (no descriptors, no memory): one line when it begins, one when
+/// it is over, no more of them than one can read where that is ten times a second, and pauses
+/// between that do not spin.
+#[derive(Debug, Default)]
+struct Troubles {
+    refused: u32,
+    /// These were told …
+    told: bool,
+    /// … or earlier ones, then.
+    last_told: Option<Instant>,
+}
+
+impl Troubles {
+    fn next(&mut self, address: SocketAddr, error: &io::Error) -> Duration {
+        let is_due = |last: Instant| last.elapsed() >= SAY_EVERY;
+        if !self.told && self.last_told.is_none_or(is_due) {
+            self.told = true;
+            self.last_told = Some(Instant::now());
+            warn!(
+                %address,
+                "cannot accept: {error}; clients wait in the queue, trying again (raise `ulimit \
+                 -n` or lower limits.connections if descriptors ran out)"
+            );
+        }
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << self.refused.min(16))
+            .min(LONGEST_PAUSE);
+        self.refused = self.refused.saturating_add(1);
+        pause
+    }
+
+    fn over(&mut self, address: SocketAddr) {
+        if self.told {
+            info!(%address, "accepting again after {} refusals", self.refused);
+        }
+        self.told = false;
+        self.refused = 0;
+    }
+}
