@@ -207,7 +207,12 @@ async fn a_static_backend_is_checked_only_when_asked_and_only_until_the_end() {
 #[tokio::test]
 async fn what_the_log_says_of_a_slot_is_true_by_then() {
     let (_server, addr) = listener();
-    let checked = Checked::start(addr, None);
+    // Checked, so that what is said of it counts, and too rarely to say anything itself.
+    let rarely = checks(Check::Tcp).map(|health| config::Health {
+        interval: Duration::from_secs(24 * 60 * 60),
+        ..health
+    });
+    let checked = Checked::start(addr, rarely);
     let (lines, mut seen) = mpsc::unbounded_channel();
     let cluster = checked.cluster.clone();
     let _watching = Log::watch(move |line| {

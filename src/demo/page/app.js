@@ -321,7 +321,7 @@ for (const on of ['pool', 'loop']) $(`hash-${on}`).onclick = () => startRun(on);
 
 function startRun(on) {
   const count = Number(document.querySelector('[name=burst]:checked').value);
-  run = { on, started: now(), asked: new Map(), latencies: [], full: 0, worst: 0, tail: null };
+  run = { on, started: now(), asked: new Map(), latencies: [], full: 0, worst: 0, samplesLeft: Infinity };
   records[on] = { started: run.started, samples: [] };
   for (let id = 0; id < count; id += 1) {
     run.asked.set(id, now());
@@ -340,13 +340,12 @@ function takeHash({ id, status }) {
   if (status === 200) run.latencies.push(took);
   else if (status === 429) run.full += 1;
   showRun();
-  // The delay of the last hash arrives after its result.
-  if (run.asked.size === 0) run.tail = setTimeout(endRun, 600);
+  // The delay that the last hash made arrives after its result, behind one older sample or two.
+  if (run.asked.size === 0) run.samplesLeft = 3;
 }
 
 function endRun() {
   if (!run) return;
-  clearTimeout(run.tail);
   records[run.on].ended = now();
   run = null;
   enable(Boolean(home?.here));
@@ -378,6 +377,8 @@ function takeDelay(ms) {
   records[run.on].samples.push(sample);
   run.worst = Math.max(run.worst, ms);
   showRun();
+  run.samplesLeft -= 1;
+  if (run.samplesLeft === 0) endRun();
 }
 
 function draw() {
