@@ -372,13 +372,12 @@ async fn a_backend_that_refuses_is_passed_over_before_a_byte_is_sent() {
 async fn nobody_there_is_a_reset_and_a_record() {
     let (homescar, address, backend) = front("").await;
     drop(backend);
-    let mut client = Client::connect(address).await.unwrap();
-    let from = client.local_addr();
-    assert!(is_reset(&client.rest().await));
-    let record = homescar.record_of(from).await;
+    is_turned_away(address_of_client(1), address).await;
+    let failed = |line: &serde_json::Value| line["reason"] == "connect_failed";
+    let record = homescar.line("the failure", failed).await;
     assert_eq!(
-        (&record["by"], &record["reason"]),
-        (&"backend".into(), &"connect_failed".into())
+        (&record["by"], &record["up"]),
+        (&"backend".into(), &0.into())
     );
 }
 

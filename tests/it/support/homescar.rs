@@ -308,6 +308,17 @@ pub(crate) fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// A port that nobody listens on, where a test must name one: below those that the kernel gives out
+/// by itself, so that no other connection takes it meanwhile.
+pub(crate) fn free_port() -> u16 {
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        if std::net::TcpListener::bind(("::", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// Resident memory of a process, in KiB.
 pub(crate) fn resident_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
