@@ -31,7 +31,7 @@ pub(super) struct Arguments {
 
 /// A worker that has not given a sign of life for this long is replaced. It is longer than what
 /// the page's hashes on the event loop take, so that the delay can be seen.
-const WATCHDOG: Duration = Duration::from_secs(10);
+const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// Ctrl-C does not wait longer for open pages: they come back by themselves.
 const DRAIN: Duration = Duration::from_secs(1);

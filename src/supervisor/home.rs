@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr},
+    ops::Range,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Child,
@@ -155,10 +156,19 @@ impl Home {
         {
             return Ok(held);
         }
+        let range = outside_the_ephemeral_range();
         let mut shared = self.shared();
         for _ in 0..PORT_TRIES {
-            let (socket, addr) = hold(0)?;
-            // Between release and the worker's own bind, the kernel may offer it again.
+            let port = if range.is_empty() {
+                0
+            } else {
+                fastrand::u16(range.clone())
+            };
+            // Taken by somebody else: the next one.
+            let Ok((socket, addr)) = hold(port) else {
+                continue;
+            };
+            // Between release and the worker's own bind, it may seem free.
             if shared.ports.insert(addr.port()) {
                 return Ok((socket, addr));
             }
@@ -237,6 +247,18 @@ fn hold(port: u16) -> io::Result<(Socket, SocketAddr)> {
 }
 
 /// A directory that only we may enter, with a name short enough for the sockets in it.
+/// The ports for workers. From those that the kernel gives to outgoing connections, one of ours or
+/// of anybody could take a worker's port while that restarts; worse, a check could be given the
+/// very port that it connects to, and so meet itself.
+fn outside_the_ephemeral_range() -> Range<u16> {
+    const FIRST: u16 = 10_000;
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let low = range
+        .ok()
+        .and_then(|range| range.split_whitespace().next()?.parse().ok());
+    FIRST..low.unwrap_or(FIRST)
+}
+
 fn runtime_dir() -> io::Result<TempDir> {
     let make = |parent: &Path| {
         tempfile::Builder::new()

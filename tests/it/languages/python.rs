@@ -161,7 +161,13 @@ async fn one_line_and_no_file_is_enough() {
 
     let mut crowd = Known::<Lines>::crowd(super::CLIENTS, to).await;
     for known in &mut crowd {
-        assert_eq!(known.again(to).await.who, known.who, "{}", known.from);
+        assert_eq!(
+            known.again(to).await.who,
+            known.who,
+            "{}\n{}",
+            known.from,
+            homescar.tail()
+        );
         known.is_as_before().await;
     }
     let mut slots: Vec<_> = crowd.iter().map(|known| &*known.who.slot).collect();
