@@ -4,6 +4,10 @@ use std::{path::PathBuf, process::Stdio};
 
 use fantoccini::{Client, ClientBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -29,8 +33,11 @@ pub(crate) const WIDE: Look = Look {
 };
 
 /// A running driver; every window it opens is a browser with a profile of its own.
+///
+/// The browsers are children of the driver and in its process group, which ends with this value:
+/// also those of a test that failed and closed none.
 pub(crate) struct Chromium {
-    _driver: Child,
+    driver: Child,
     address: String,
     profiles: TempDir,
 }
@@ -39,6 +46,7 @@ impl Chromium {
     pub(crate) async fn start() -> Self {
         let mut driver = command("/usr/bin/chromedriver")
             .arg("--port=0")
+            .process_group(0)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the tests need chromedriver");
@@ -53,13 +61,13 @@ impl Chromium {
         })
         .await;
         Self {
-            _driver: driver,
+            driver,
             address: format!("http://127.0.0.1:{port}"),
             profiles: tempfile::tempdir().unwrap(),
         }
     }
 
-    /// Opens a window; it must be closed before the driver goes.
+    /// Opens a window.
     pub(crate) async fn window(&self, look: Look) -> Client {
         let profile = tempfile::tempdir_in(self.profiles.path()).unwrap().keep();
         let mut arguments: Vec<String> = [
@@ -100,6 +108,15 @@ impl Chromium {
                 .unwrap()
         })
         .await
+    }
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        if let Some(driver) = self.driver.id() {
+            let group = Pid::from_raw(driver.try_into().unwrap());
+            let _gone_already = killpg(group, Signal::SIGKILL);
+        }
     }
 }
 
