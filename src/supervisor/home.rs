@@ -246,7 +246,6 @@ fn hold(port: u16) -> io::Result<(Socket, SocketAddr)> {
     Ok((socket, addr))
 }
 
-/// A directory that only we may enter, with a name short enough for the sockets in it.
 /// The ports for workers. From those that the kernel gives to outgoing connections, one of ours or
 /// of anybody could take a worker's port while that restarts; worse, a check could be given the
 /// very port that it connects to, and so meet itself.
@@ -259,6 +258,7 @@ fn outside_the_ephemeral_range() -> Range<u16> {
     FIRST..low.unwrap_or(FIRST)
 }
 
+/// A directory that only we may enter, with a name short enough for the sockets in it.
 fn runtime_dir() -> io::Result<TempDir> {
     let make = |parent: &Path| {
         tempfile::Builder::new()
