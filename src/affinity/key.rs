@@ -62,7 +62,7 @@ impl AffinityKey {
 fn fold(address: Ipv6Addr, prefix: u32, seed: u64) -> u32 {
     let address = u128::from(address);
     let words = [96, 64, 32, 0].map(|shift| (address >> shift) as u32);
-    let mut hash = mix32(mix32(seed as u32) ^ (seed >> 32) as u32);
+    let mut hash = basis(seed);
     let mut left = prefix;
     for word in words {
         if left == 0 {
@@ -74,8 +74,13 @@ fn fold(address: Ipv6Addr, prefix: u32, seed: u64) -> u32 {
     hash
 }
 
+/// What the folding of IPv6 addresses begins with.
+pub(super) fn basis(seed: u64) -> u32 {
+    mix32(mix32(seed as u32) ^ (seed >> 32) as u32)
+}
+
 /// A word whose first `count` bits are ones; all of them when `count` is 32 or more.
-fn leading_ones(count: u32) -> u32 {
+pub(super) fn leading_ones(count: u32) -> u32 {
     !u32::MAX.checked_shr(count).unwrap_or(0)
 }
 

@@ -51,13 +51,23 @@
 //! and beforehand for each seed, `s = seed ^ seed >> 17`, a score is the other three lines of
 //! `k ^ s`: the same bits for fewer instructions, here and in the kernel.
 
+//!
+//! # In the kernel
+//!
+//! [`Table::program`] emits the function as a classic-BPF program which gives each new connection
+//! to the right one of a group of listening sockets: the same home, with nobody on the path.
+
+mod instruction;
 mod key;
 mod mix;
+mod program;
 mod rendezvous;
 mod seeds;
 #[cfg(test)]
 mod tests;
 
+pub use instruction::Instruction;
 pub use key::{AffinityKey, Masks};
+pub use program::{MAX_INSTRUCTIONS, NO_POSITION, Probes, ProbesOutside, TooLong, capacity};
 pub use rendezvous::{Candidates, Table};
 pub use seeds::MAX_WEIGHT;

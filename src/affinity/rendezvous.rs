@@ -77,6 +77,16 @@ impl Table {
         }
     }
 
+    /// The seeds of each slot in turn, the first step of the mix already done.
+    pub(super) fn seeds(&self) -> impl Iterator<Item = &[u32]> {
+        let seeds = self.blocks.as_flattened();
+        (0..self.slots).map(move |slot| {
+            let end = |slot: usize| self.ends.get(slot).map_or(slot + 1, |end| *end as usize);
+            let start = slot.checked_sub(1).map_or(0, end);
+            &seeds[start..end(slot)]
+        })
+    }
+
     /// The position and the score of the best seed below the score `last`; 0 stands for no
     /// bound. There must be one. `key` has the first step of the mix behind it.
     ///

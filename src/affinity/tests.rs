@@ -6,6 +6,8 @@ use super::{AffinityKey, Table};
 
 mod fairness;
 mod golden;
+mod machine;
+mod program;
 mod properties;
 
 /// A table of names with weights.

@@ -12,7 +12,7 @@ use super::{AffinityKey, Table, app, order, weighted};
 use crate::affinity::{MAX_WEIGHT, Masks, seeds};
 
 /// Distinct names with weights: `map` makes them distinct, `shuffle` unsorted.
-fn slots() -> impl Strategy<Value = Vec<(String, u32)>> {
+pub(super) fn slots() -> impl Strategy<Value = Vec<(String, u32)>> {
     let name = "[a-z0-9./:-]{1,12}";
     let weight = prop_oneof![4 => Just(1_u32), 1 => 2..6_u32];
     prop::collection::btree_map(name, weight, 1..24)
