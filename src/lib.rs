@@ -52,6 +52,7 @@
 //! | [`cluster`] | `affinity`, `config` |
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy` |
 //! | [`proxy`] | `cluster`, `affinity`, `config` |
+//! | [`direct`] | `cluster`, `affinity`, `config` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
 //! | [`cli`] | `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |
@@ -75,6 +76,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod demo;
+pub mod direct;
 pub mod health;
 pub mod log;
 pub mod proxy;

@@ -16,6 +16,7 @@ mod demo;
 mod drain;
 mod exhaustion;
 mod health;
+mod kernel;
 mod languages;
 mod pause;
 mod proxy_header;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Which rooms a room may use, as printed in `src/lib.rs`.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("affinity", &[]),
     ("config", &[]),
     ("log", &["config"]),
@@ -15,10 +15,19 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ("health", &["cluster", "config"]),
     ("supervisor", &["cluster", "config"]),
     ("proxy", &["affinity", "cluster", "config"]),
+    ("direct", &["affinity", "cluster", "config"]),
     ("demo", &[]),
     (
         "app",
-        &["cluster", "config", "health", "log", "proxy", "supervisor"],
+        &[
+            "cluster",
+            "config",
+            "direct",
+            "health",
+            "log",
+            "proxy",
+            "supervisor",
+        ],
     ),
 ];
 
