@@ -14,7 +14,8 @@ use crate::affinity::Instruction;
 /// Why the kernel did not take a program. The group keeps the one that it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AttachError {
-    /// Compiled, it is larger than `net.core.optmem_max` (128 KiB; before Linux 6.8, 20 KiB).
+    /// Compiled, it is larger than `net.core.optmem_max`: 128 KiB by default, which holds any;
+    /// 20 KiB in older kernels, which holds some 130 seeds.
     #[error(
         "the kernel has no room for a program of {instructions} instructions: raise the sysctl \
          net.core.optmem_max, or have fewer slots"
