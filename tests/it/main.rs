@@ -24,6 +24,7 @@ mod relay;
 mod reload;
 mod same_name;
 mod scaling;
+mod servers;
 mod stickiness;
 mod supervisor;
 mod support;
