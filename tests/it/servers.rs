@@ -290,7 +290,9 @@ async fn a_frozen_one_is_killed(
         traffic.waiting.load(Ordering::SeqCst) == own.len() && listening(victim).1 >= own.len()
     })
     .await;
-    kill(pid(victim), Signal::SIGKILL).unwrap();
+    // All of them: of the leader alone, the kernel would make a stopped group that is an orphan, and
+    // wake what is left of it (setpgid(2)), which accepts until homescar ends it.
+    killpg(pid(victim), Signal::SIGKILL).unwrap();
     all_are_dead(&members).await;
     traffic.is_answered_by(2).await;
 
@@ -306,6 +308,7 @@ async fn a_frozen_one_is_killed(
 }
 
 /// At any moment, under constant connects: what it has in its hands is lost with it, and only that.
+/// Only the server itself is killed; what it has started ends with it.
 async fn a_busy_one_is_killed(
     homescar: &Homescar,
     victim: u32,
