@@ -21,7 +21,7 @@ pub(super) struct RunningCluster {
 }
 
 impl RunningCluster {
-    pub(super) fn start(config: &config::Cluster, home: &Arc<Home>) -> Self {
+    pub(super) fn start(config: &config::Cluster, ports: Arc<[u16]>, home: &Arc<Home>) -> Self {
         let (cluster, controller) = Cluster::new(config);
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -35,7 +35,7 @@ impl RunningCluster {
             tasks,
             stop,
         };
-        new.supervise(config, home);
+        new.supervise(config, ports, home);
         new
     }
 
@@ -45,7 +45,12 @@ impl RunningCluster {
 
     /// Takes on another configuration. The table changes first, so that workers of slots that
     /// leave get no new clients while they drain.
-    pub(super) async fn configure(&mut self, config: &config::Cluster, home: &Arc<Home>) {
+    pub(super) async fn configure(
+        &mut self,
+        config: &config::Cluster,
+        ports: Arc<[u16]>,
+        home: &Arc<Home>,
+    ) {
         let next = Arc::new(config.clone());
         self.cluster
             .report(Event::Configure(Arc::clone(&next)))
@@ -58,17 +63,23 @@ impl RunningCluster {
                 Arc::ptr_eq(&now.config, &next)
             })
             .await;
-        self.supervise(config, home);
+        self.supervise(config, ports, home);
     }
 
-    fn supervise(&mut self, config: &config::Cluster, home: &Arc<Home>) {
+    /// `ports` are those of the listeners that lead here.
+    pub(super) fn supervise(
+        &mut self,
+        config: &config::Cluster,
+        ports: Arc<[u16]>,
+        home: &Arc<Home>,
+    ) {
         match (&config.source, &mut self.supervisor) {
             (Source::Workers(workers), Some(supervisor)) => {
-                supervisor.configure(Arc::clone(workers), config.drain.timeout);
+                supervisor.configure(Arc::clone(workers), ports, config.drain.timeout);
             }
             (Source::Workers(workers), none @ None) => {
                 let (cluster, home) = (self.cluster.clone(), Arc::clone(home));
-                *none = Some(Supervisor::new(cluster, home, Arc::clone(workers)));
+                *none = Some(Supervisor::new(cluster, home, Arc::clone(workers), ports));
             }
             (Source::Static(_), _) => {}
         }

@@ -120,7 +120,8 @@ impl App {
             config,
         };
         for cluster in &app.config.clusters {
-            let running = RunningCluster::start(cluster, &app.home);
+            let ports = ports(&app.config, &cluster.name, &app.doors, &groups);
+            let running = RunningCluster::start(cluster, ports, &app.home);
             app.clusters.insert(Arc::clone(&cluster.name), running);
         }
         for config in app.config.listeners.clone() {
@@ -211,6 +212,27 @@ fn bind_new(
         }
     }
     Ok(groups)
+}
+
+/// The ports of all listeners that lead to a cluster, each once, in the order of the file.
+fn ports(
+    config: &Config,
+    cluster: &str,
+    doors: &HashMap<Place, Arc<Door>>,
+    groups: &HashMap<Place, BoundGroup>,
+) -> Arc<[u16]> {
+    let mut ports = Vec::new();
+    let listeners = config.listeners.iter();
+    for place in listeners
+        .filter(|l| &*l.cluster == cluster)
+        .flat_map(Place::of)
+    {
+        let door = doors.get(&place).map(|door| door.address());
+        let address = door.or_else(|| groups.get(&place).map(BoundGroup::address));
+        let port = address.map(|address| address.port());
+        ports.extend(port.filter(|port| !ports.contains(port)));
+    }
+    ports.into()
 }
 
 /// Closes doors, all at once: each takes its time.

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::{
     App, Place, StartError, bind_new, close_all,
     cluster::{RunningCluster, stop_workers},
+    ports,
 };
 use crate::{
     cluster::{Cluster, Slot},
@@ -40,7 +41,7 @@ impl App {
             warn!("log.format takes effect at the next start");
         }
         self.config = config;
-        self.change_clusters().await;
+        self.change_clusters(&groups).await;
         let removed = self.change_listeners(&mut groups);
         self.close_doors().await;
         // Only now: nobody comes in any more whom its end could miss.
@@ -51,18 +52,20 @@ impl App {
         Ok(())
     }
 
-    async fn change_clusters(&mut self) {
+    async fn change_clusters(&mut self, groups: &HashMap<Place, BoundGroup>) {
         for config in &self.config.clusters {
+            let ports = ports(&self.config, &config.name, &self.doors, groups);
             let Some(running) = self.clusters.get_mut(&config.name) else {
-                let running = RunningCluster::start(config, &self.home);
+                let running = RunningCluster::start(config, ports, &self.home);
                 self.clusters.insert(Arc::clone(&config.name), running);
                 continue;
             };
             let before = running.cluster().load();
             if *before.config == *config {
+                running.supervise(config, ports, &self.home);
                 continue;
             }
-            running.configure(config, &self.home).await;
+            running.configure(config, ports, &self.home).await;
             let cluster = running.cluster().clone();
             let supervisor = running.take_idle_supervisor();
             let drain = before.config.drain.timeout;

@@ -1,7 +1,7 @@
 //! `homescar run`: the whole job without a configuration file.
 
 use super::{Exit, LogArguments, complain_faults, serve};
-use crate::config::{Config, Contract, Facts, Log, RunOptions};
+use crate::config::{Config, ContractChoice, Facts, Log, RunOptions};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -11,10 +11,10 @@ pub(super) struct Arguments {
     /// How many workers [default: WEB_CONCURRENCY, else one per core]
     #[arg(short, long, value_name = "N")]
     workers: Option<usize>,
-    /// How a worker gets its socket: `port` (PORT is a port), `unix` (PORT is a path) or `fd`
-    /// (LISTEN_FDS)
-    #[arg(long, value_name = "CONTRACT")]
-    contract: Option<Contract>,
+    /// How a worker gets its socket: `port` (PORT is a port), `unix` (PORT is a path), `fd`
+    /// (LISTEN_FDS), `node` (Node's cluster protocol) or `auto` (`node` for node, else `port`)
+    #[arg(long, value_name = "CONTRACT", default_value = "auto")]
+    contract: ContractChoice,
     #[command(flatten)]
     log: LogArguments,
     /// The worker's program and its arguments
@@ -34,7 +34,7 @@ pub(super) fn run(arguments: Arguments) -> Exit {
     let options = RunOptions {
         listen,
         workers,
-        contract,
+        contract: contract.0,
         command,
         log,
     };

@@ -1,7 +1,9 @@
 //! What holds where nothing is written.
 
 use std::{
+    ffi::OsStr,
     num::{NonZeroU32, NonZeroUsize},
+    path::Path,
     time::Duration,
 };
 
@@ -113,14 +115,27 @@ impl Cluster {
     }
 }
 
+impl Contract {
+    /// The contract of workers of which it is not said: [`Contract::Node`] when the program is
+    /// `node` or `nodejs`, wherever it stands, else [`Contract::Port`].
+    #[must_use]
+    pub fn of_command(command: &[String]) -> Self {
+        let program = command.first().map(Path::new).and_then(Path::file_name);
+        match program.and_then(OsStr::to_str) {
+            Some("node" | "nodejs") => Self::Node,
+            _ => Self::Port,
+        }
+    }
+}
+
 impl Workers {
     /// Workers of which only the command and the number were written.
     #[must_use]
     pub fn new(command: Vec<String>, count: NonZeroUsize) -> Self {
         Self {
+            contract: Contract::of_command(&command),
             command,
             count,
-            contract: Contract::Port,
             env: std::collections::BTreeMap::new(),
             cwd: None,
             user: None,

@@ -155,6 +155,17 @@ impl<'a> Item<'a> {
         }
     }
 
+    /// The first text of a list.
+    pub(super) fn first_text(&self) -> Option<&'a str> {
+        match self.value {
+            DeValue::Array(items) => match items.first()?.get_ref() {
+                DeValue::String(text) => Some(text),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether it is a list.
     pub(super) const fn is_list(&self) -> bool {
         matches!(self.value, DeValue::Array(_))

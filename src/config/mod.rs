@@ -34,6 +34,7 @@ use std::{
 pub use facts::Facts;
 pub use fault::{Fault, Faults, Position};
 pub use run::RunOptions;
+pub use word::ContractChoice;
 
 /// Everything that homescar was told to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,7 +174,8 @@ pub struct Workers {
     pub command: Vec<String>,
     /// How many. Default `"auto"`: one per core.
     pub count: NonZeroUsize,
-    /// How a worker gets its socket.
+    /// How a worker gets its socket. Default `"auto"`: what suits the command, see
+    /// [`Contract::of_command`].
     pub contract: Contract,
     /// Added to the environment of homescar.
     pub env: BTreeMap<String, String>,
@@ -200,6 +202,9 @@ pub enum Contract {
     Unix,
     /// A listening socket as descriptor 3 (`LISTEN_FDS`); homescar keeps it open.
     Fd,
+    /// Node's own cluster protocol, so that an unmodified `app.listen(3000)` is given the socket;
+    /// homescar keeps it open.
+    Node,
 }
 
 /// What makes a starting worker ready.

@@ -14,7 +14,7 @@ pub struct RunOptions {
     pub listen: Vec<String>,
     /// `--workers`. Default: `WEB_CONCURRENCY`, else one per core.
     pub workers: Option<usize>,
-    /// `--contract`. Default: [`Contract::Port`].
+    /// `--contract`. Default: [`Contract::of_command`].
     pub contract: Option<Contract>,
     /// Program and arguments.
     pub command: Vec<String>,

@@ -92,9 +92,19 @@ impl Word for Contract {
         ("port", Self::Port),
         ("unix", Self::Unix),
         ("fd", Self::Fd),
-        ("auto", Self::Port),
+        ("node", Self::Node),
     ];
-    const LATER: &'static [&'static str] = &["node"];
+}
+
+/// A contract, or the one that suits the command.
+impl Word for Option<Contract> {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("port", Some(Contract::Port)),
+        ("unix", Some(Contract::Unix)),
+        ("fd", Some(Contract::Fd)),
+        ("node", Some(Contract::Node)),
+        ("auto", None),
+    ];
 }
 
 impl Word for ReadyBy {
@@ -127,11 +137,18 @@ impl Word for LogLevel {
     ];
 }
 
-impl FromStr for Contract {
+/// A contract as it is typed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContractChoice(
+    /// `None` for `auto`: the one that suits the command.
+    pub Option<Contract>,
+);
+
+impl FromStr for ContractChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        word(text)
+        word(text).map(Self)
     }
 }
 

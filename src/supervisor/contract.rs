@@ -11,10 +11,12 @@ use std::{
 
 use nix::unistd::User;
 use socket2::{Domain, Protocol, Socket, Type};
+use tracing::warn;
 
 use super::{
-    exec::Plan,
+    exec::{FIRST_FD, Plan},
     home::Home,
+    node::{Channel, OwnAddress, Setting, SharedSockets, SlotSockets},
     notify::{NotifySocket, remove_stale},
     process::Launch,
     sweep,
@@ -28,7 +30,10 @@ use crate::{
 const BACKLOG: i32 = 1024;
 
 /// What is in our own environment but not meant for our workers.
-const NOT_INHERITED: [&str; 8] = [
+const NOT_INHERITED: [&str; 11] = [
+    "NODE_CHANNEL_FD",
+    "NODE_CHANNEL_SERIALIZATION_MODE",
+    "NODE_UNIQUE_ID",
     "PORT",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -49,43 +54,84 @@ pub(super) struct Room {
     dir: Option<(Option<String>, PathBuf)>,
     port: Option<u16>,
     listener: Option<Arc<TcpListener>>,
+    /// Under contract `node`.
+    sockets: Option<Arc<SlotSockets>>,
+    shared: Arc<SharedSockets>,
+    /// The port that the application's server has asked for.
+    known: Option<u16>,
+    /// The command that does not speak Node's protocol.
+    misfit: Option<Vec<String>>,
 }
 
 /// A generation that is ready to be started.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    pub plan: Plan,
-    pub env: Vec<(OsString, OsString)>,
-    pub stdin: Option<OwnedFd>,
+    pub launch: Draft,
     /// Where it is going to listen.
     pub address: Address,
-    /// Under contract `fd`.
+    /// Under contracts `fd` and `node`.
     pub backlog: Option<Backlog>,
     pub notify: NotifySocket,
+    /// Under contract `node`.
+    pub channel: Option<Channel>,
     /// Keeps the port until just before the spawn.
-    port: Option<Socket>,
+    pub port: Option<Socket>,
 }
 
-impl Prepared {
-    /// The last moment before the spawn: lets the port go.
-    pub(super) fn launch(
-        self,
-        home: &Home,
-    ) -> (Launch<'_>, Address, Option<Backlog>, NotifySocket) {
-        drop(self.port);
-        let launch = Launch {
+/// How it is going to be started.
+#[derive(Debug)]
+pub(super) struct Draft {
+    plan: Plan,
+    env: Vec<(OsString, OsString)>,
+    pass: Vec<OwnedFd>,
+}
+
+impl Draft {
+    pub(super) fn complete(self, home: &Home) -> Launch<'_> {
+        Launch {
             exe: home.exe(),
             plan: self.plan,
             env: self.env,
             without: NOT_INHERITED.map(OsString::from).to_vec(),
-            stdin: self.stdin,
-        };
-        (launch, self.address, self.backlog, self.notify)
+            pass: self.pass,
+        }
+    }
+}
+
+/// How a generation gets its socket.
+#[derive(Debug)]
+struct Access {
+    address: Address,
+    backlog: Option<Backlog>,
+    channel: Option<Channel>,
+    port: Option<Socket>,
+    /// What is passed to it as descriptors 3, 4, …; listening sockets first.
+    pass: Vec<OwnedFd>,
+    listens: bool,
+    env: Vec<(&'static str, OsString)>,
+}
+
+impl Access {
+    const fn to(address: Address, env: Vec<(&'static str, OsString)>) -> Self {
+        Self {
+            address,
+            backlog: None,
+            channel: None,
+            port: None,
+            pass: Vec::new(),
+            listens: false,
+            env,
+        }
     }
 }
 
 impl Room {
-    pub(super) const fn new(home: Arc<Home>, slot: Arc<str>, index: usize) -> Self {
+    pub(super) const fn new(
+        home: Arc<Home>,
+        slot: Arc<str>,
+        shared: Arc<SharedSockets>,
+        index: usize,
+    ) -> Self {
         Self {
             home,
             slot,
@@ -93,6 +139,10 @@ impl Room {
             dir: None,
             port: None,
             listener: None,
+            sockets: None,
+            shared,
+            known: None,
+            misfit: None,
         }
     }
 
@@ -101,35 +151,27 @@ impl Room {
     }
 
     /// Everything that the next generation needs before it can be spawned.
-    pub(super) fn prepare(&mut self, workers: &Workers, generation: u32) -> io::Result<Prepared> {
+    pub(super) fn prepare(
+        &mut self,
+        workers: &Workers,
+        ports: &[u16],
+        generation: u32,
+    ) -> io::Result<Prepared> {
         let user = workers.user.as_deref().map(find_user).transpose()?;
         let dir = self.dir(user.as_ref())?;
         let notify = NotifySocket::bind(dir.join(format!("notify-{generation}.sock")))?;
-        let (mut stdin, mut backlog, mut port) = (None, None, None);
-        let mut own: Vec<(&str, OsString)> = Vec::new();
-        let address = match workers.contract {
-            Contract::Port => {
-                let (held, addr) = self.home.hold_port(self.port)?;
-                self.keep_port(addr.port());
-                own.push(("PORT", addr.port().to_string().into()));
-                port = Some(held);
-                Address::Tcp(addr)
-            }
+        let mut access = match self.contract(workers) {
+            Contract::Port => self.port()?,
             Contract::Unix => {
                 let path = dir.join("worker.sock");
                 remove_stale(&path)?;
-                own.push(("PORT", path.clone().into()));
-                Address::Unix(path)
+                let env = vec![("PORT", path.clone().into())];
+                Access::to(Address::Unix(path), env)
             }
-            Contract::Fd => {
-                let listener = self.listener()?;
-                own.push(("LISTEN_FDS", "1".into()));
-                own.push(("LISTEN_FDNAMES", self.slot.to_string().into()));
-                stdin = Some(listener.try_clone()?.into());
-                backlog = Some(Backlog::new(Arc::clone(&listener)));
-                Address::Tcp(listener.local_addr()?)
-            }
+            Contract::Fd => self.descriptor()?,
+            Contract::Node => self.channel(workers, ports)?,
         };
+        let own = &mut access.env;
         own.push(("NOTIFY_SOCKET", notify.path().into()));
         if let Some(watchdog) = workers.watchdog {
             own.push(("WATCHDOG_USEC", watchdog.as_micros().to_string().into()));
@@ -142,18 +184,109 @@ impl Room {
             nofile: Some(self.home.nofile()),
             user: workers.user.clone(),
             cwd: workers.cwd.clone(),
-            listen: stdin.is_some(),
+            pass: access.pass.len(),
+            listen: access.listens,
             watchdog: workers.watchdog.is_some(),
             command: workers.command.iter().map(OsString::from).collect(),
         };
         Ok(Prepared {
-            plan,
-            env: environment(workers, self.index, user.as_ref(), own),
-            stdin,
-            address,
-            backlog,
+            launch: Draft {
+                plan,
+                env: environment(workers, self.index, user.as_ref(), access.env),
+                pass: access.pass,
+            },
+            address: access.address,
+            backlog: access.backlog,
             notify,
-            port,
+            channel: access.channel,
+            port: access.port,
+        })
+    }
+
+    /// The one that the next generation gets.
+    fn contract(&self, workers: &Workers) -> Contract {
+        match &self.misfit {
+            Some(command) if *command == workers.command => Contract::Port,
+            _ => workers.contract,
+        }
+    }
+
+    /// The workers of this command do not speak Node's protocol: `port` from the next generation
+    /// on. Gives whether that is news.
+    pub(super) fn is_misfit(&mut self, command: &[String]) -> bool {
+        let before = self.misfit.replace(command.to_owned());
+        before.as_deref() != Some(command)
+    }
+
+    /// Perhaps they do: `node` is tried once more.
+    pub(super) fn is_perhaps_not_misfit(&mut self) {
+        self.misfit = None;
+    }
+
+    /// Clients are brought to the port that the application has asked for; `None` when what was
+    /// known no longer holds.
+    pub(super) const fn knows(&mut self, port: Option<u16>) {
+        self.known = port;
+    }
+
+    fn port(&mut self) -> io::Result<Access> {
+        let (held, addr) = self.home.hold_port(self.port)?;
+        self.keep_port(addr.port());
+        let env = vec![("PORT", addr.port().to_string().into())];
+        Ok(Access {
+            port: Some(held),
+            ..Access::to(Address::Tcp(addr), env)
+        })
+    }
+
+    fn descriptor(&mut self) -> io::Result<Access> {
+        let listener = self.listener()?;
+        let pass: Vec<OwnedFd> = vec![listener.try_clone()?.into()];
+        let env = vec![
+            ("LISTEN_FDS", pass.len().to_string().into()),
+            ("LISTEN_FDNAMES", self.slot.to_string().into()),
+        ];
+        let address = Address::Tcp(listener.local_addr()?);
+        Ok(Access {
+            backlog: Some(Backlog::new(listener)),
+            pass,
+            listens: true,
+            ..Access::to(address, env)
+        })
+    }
+
+    fn channel(&mut self, workers: &Workers, ports: &[u16]) -> io::Result<Access> {
+        let index = self.index;
+        let sockets = Arc::clone(self.sockets.get_or_insert_with(|| {
+            let own = OwnAddress::reserve(index);
+            let own = own.inspect_err(|error| {
+                warn!(%error, "no loopback address for a slot of its own: workers see other ports");
+            });
+            Arc::new(SlotSockets::new(own.ok()))
+        }));
+        // Most likely the right one; the worker is going to say.
+        let socket = sockets.at(self.known.or_else(|| ports.first().copied()).unwrap_or(0))?;
+        let (channel, theirs) = Channel::open(Setting {
+            slot: Arc::clone(&self.slot),
+            sockets,
+            shared: Arc::clone(&self.shared),
+            expected: ports,
+            known: self.known,
+        })?;
+        let mut env: Vec<(&str, OsString)> = vec![
+            ("NODE_CHANNEL_FD", FIRST_FD.to_string().into()),
+            ("NODE_CHANNEL_SERIALIZATION_MODE", "json".into()),
+            ("NODE_UNIQUE_ID", (self.index + 1).to_string().into()),
+        ];
+        if let ([port], false) = (ports, workers.env.contains_key("PORT")) {
+            env.push(("PORT", port.to_string().into()));
+        }
+        let address = Address::Tcp(socket.local_addr()?);
+        Ok(Access {
+            backlog: Some(Backlog::new(socket)),
+            channel: Some(channel),
+            pass: vec![theirs],
+            ..Access::to(address, env)
         })
     }
 

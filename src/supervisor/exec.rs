@@ -21,8 +21,10 @@ use nix::{
     unistd::{Pid, User, chdir, dup2_raw, dup2_stdin, getppid, initgroups, setgid, setuid},
 };
 
-/// Where a worker finds its listening socket (`SD_LISTEN_FDS_START`).
-const LISTEN_FD: i32 = 3;
+use super::pass;
+
+/// Where a worker finds the first descriptor that is passed to it (`SD_LISTEN_FDS_START`).
+pub(super) const FIRST_FD: i32 = 3;
 /// As in shells.
 const NOT_FOUND: u8 = 127;
 const NOT_RUN: u8 = 126;
@@ -38,7 +40,9 @@ pub(super) struct Plan {
     pub user: Option<String>,
     /// The working directory.
     pub cwd: Option<PathBuf>,
-    /// Stdin is the listening socket.
+    /// Stdin is a socket with so many descriptors in it, the worker's 3, 4, …
+    pub pass: usize,
+    /// `LISTEN_PID` is wanted.
     pub listen: bool,
     /// `WATCHDOG_PID` is wanted.
     pub watchdog: bool,
@@ -59,6 +63,9 @@ impl Plan {
         if let Some(cwd) = &self.cwd {
             args.extend(["--cwd".into(), cwd.into()]);
         }
+        if self.pass > 0 {
+            args.extend(["--pass".into(), self.pass.to_string().into()]);
+        }
         args.extend(self.listen.then(|| "--listen".into()));
         args.extend(self.watchdog.then(|| "--watchdog".into()));
         args.push("--".into());
@@ -75,6 +82,7 @@ impl Plan {
                 "--nofile" => plan.nofile = Some(args.next()?.to_str()?.parse().ok()?),
                 "--user" => plan.user = Some(args.next()?.into_string().ok()?),
                 "--cwd" => plan.cwd = Some(args.next()?.into()),
+                "--pass" => plan.pass = args.next()?.to_str()?.parse().ok()?,
                 "--listen" => plan.listen = true,
                 "--watchdog" => plan.watchdog = true,
                 "--" => break,
@@ -120,8 +128,8 @@ fn prepare(plan: &Plan) -> Result<(), String> {
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)
             .map_err(|e| fault("cannot set the limit of open files", &e))?;
     }
-    if plan.listen {
-        pass_listening_socket().map_err(|e| fault("cannot pass the listening socket", &e))?;
+    if plan.pass > 0 {
+        take_descriptors(plan.pass).map_err(|e| fault("cannot pass the descriptors", &e))?;
     }
     if let Some(user) = &plan.user {
         become_user(user)?;
@@ -137,17 +145,25 @@ fn prepare(plan: &Plan) -> Result<(), String> {
     Ok(())
 }
 
-/// Moves the listening socket from stdin to descriptor 3, and `/dev/null` to stdin.
-fn pass_listening_socket() -> io::Result<()> {
-    #[expect(
-        unsafe_code,
-        reason = "no safe call puts a descriptor at a chosen number"
-    )]
-    // SAFETY: nothing in this process owns a descriptor 3: it has opened none yet, so at most one
-    // that was inherited by accident is closed by this.
-    let passed = unsafe { dup2_raw(io::stdin(), LISTEN_FD) }?;
-    // The command inherits it.
-    let _inherited = passed.into_raw_fd();
+/// Moves the descriptors that wait in stdin to 3, 4, …, and `/dev/null` to stdin.
+fn take_descriptors(count: usize) -> io::Result<()> {
+    let end = i32::try_from(count).map_err(io::Error::other)? + FIRST_FD;
+    let received = pass::unpack(&io::stdin(), end)?;
+    if received.len() != count {
+        let text = format!("{} of {count} have arrived", received.len());
+        return Err(io::Error::other(text));
+    }
+    for (number, descriptor) in (FIRST_FD..end).zip(received) {
+        #[expect(
+            unsafe_code,
+            reason = "no safe call puts a descriptor at a chosen number"
+        )]
+        // SAFETY: nothing in this process owns a descriptor of this number: all that it has opened
+        // are at `end` or above, so at most one that was inherited by accident is closed by this.
+        let passed = unsafe { dup2_raw(descriptor, number) }?;
+        // The command inherits it.
+        let _inherited = passed.into_raw_fd();
+    }
     dup2_stdin(File::open("/dev/null")?)?;
     Ok(())
 }
@@ -191,6 +207,7 @@ mod tests {
             nofile: Some(1024),
             user: Some("www-data".into()),
             cwd: Some("/srv/my app".into()),
+            pass: 2,
             listen: true,
             watchdog: true,
             command: vec!["node".into(), "--".into(), "--parent".into()],

@@ -1,15 +1,16 @@
 //! One generation of a slot: a process with its sockets and pipes, from spawn to the last trace.
 
-use std::{io, process::ExitStatus, sync::Arc, time::Duration};
+use std::{io, net::TcpListener, process::ExitStatus, sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    contract::Room,
+    contract::{Prepared, Room},
     home::Home,
-    notify::NotifySocket,
+    node::{Channel, Notice},
+    notify::{Message, NotifySocket},
     output::{Output, Source},
     process::{Process, describe},
     sweep::{self, Cookie},
@@ -31,6 +32,11 @@ pub(super) struct Generation {
     pub process: Process,
     pub notify: NotifySocket,
     pub said_ready: bool,
+    /// Under contract `node`.
+    pub channel: Option<Channel>,
+    pub was_ready: bool,
+    /// It did not end by itself.
+    pub told_to_end: bool,
     pub workers: Arc<Workers>,
     slot: Arc<str>,
     address: Address,
@@ -50,6 +56,8 @@ pub(super) struct Ended {
     pub lived: Duration,
     /// The last lines.
     pub stderr: Vec<String>,
+    /// It ended by itself without having spoken the protocol of contract `node`.
+    pub misfit: bool,
 }
 
 impl Generation {
@@ -59,10 +67,21 @@ impl Generation {
         room: &mut Room,
         number: u32,
         workers: Arc<Workers>,
+        ports: &[u16],
     ) -> io::Result<Self> {
         let slot = room.slot();
-        let prepared = room.prepare(&workers, number)?;
-        let (launch, address, backlog, notify) = prepared.launch(home);
+        let prepared = room.prepare(&workers, ports, number)?;
+        let Prepared {
+            address,
+            backlog,
+            notify,
+            channel,
+            launch,
+            port,
+        } = prepared;
+        // The last moment: now the worker may bind it.
+        drop(port);
+        let launch = launch.complete(home);
         let (process, stdout, stderr) = Process::spawn(launch)?;
         home.register(process.group());
         let pid = process.id();
@@ -84,6 +103,9 @@ impl Generation {
             process,
             notify,
             said_ready: false,
+            channel,
+            was_ready: false,
+            told_to_end: false,
             workers,
             slot,
             address,
@@ -102,6 +124,37 @@ impl Generation {
             pid: self.pid,
             backlog: self.backlog.clone(),
         }
+    }
+
+    pub(super) fn ready(&self) -> cluster::Event {
+        cluster::Event::Ready {
+            slot: Arc::clone(&self.slot),
+            generation: self.number,
+        }
+    }
+
+    /// Clients are to be brought to another socket.
+    /// Gives whether that is news.
+    pub(super) fn moves_to(&mut self, socket: Arc<TcpListener>) -> io::Result<bool> {
+        let address = Address::Tcp(socket.local_addr()?);
+        let backlog = Some(Backlog::new(socket));
+        let news = (&self.address, &self.backlog) != (&address, &backlog);
+        (self.address, self.backlog) = (address, backlog);
+        Ok(news)
+    }
+
+    /// Tells it that it is to end: by its channel, if it has one, and by TERM.
+    pub(super) fn term(&mut self) {
+        if let Some(channel) = &mut self.channel {
+            channel.say_shutdown();
+        }
+        self.process.term();
+    }
+
+    /// What it has said that was not yet heard.
+    pub(super) fn waiting(&mut self) -> (Vec<Message>, Vec<Notice>) {
+        let notices = self.channel.as_mut().map(Channel::waiting);
+        (self.notify.waiting(), notices.unwrap_or_default())
     }
 
     pub(super) fn stopping(&self, why: Skip) -> cluster::Event {
@@ -124,7 +177,11 @@ impl Generation {
     pub(super) async fn clean_up(mut self, home: &Home) -> Ended {
         let (slot, number, pid) = (self.slot, self.number, self.pid);
         let group = self.process.group();
-        let how = describe_end(self.process.reap());
+        let status = self.process.reap();
+        // What a signal from outside ended early may have been about to speak.
+        let by_itself = !self.told_to_end && status.as_ref().is_ok_and(|s| s.code().is_some());
+        let misfit = by_itself && self.channel.is_some_and(|channel| !channel.is_online());
+        let how = describe_end(status);
         let lived = self.spawned.elapsed();
         home.forget(group);
         let cookie = Cookie::generation(home.id(), &slot, number);
@@ -146,6 +203,7 @@ impl Generation {
             how,
             lived,
             stderr: tail.ok().flatten().and_then(Result::ok).unwrap_or_default(),
+            misfit,
         }
     }
 }

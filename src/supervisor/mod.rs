@@ -13,8 +13,10 @@ mod exec;
 mod generation;
 mod guard;
 mod home;
+mod node;
 mod notify;
 mod output;
+mod pass;
 mod process;
 mod report;
 mod restart;
@@ -34,6 +36,7 @@ pub use home::Home;
 pub use process::{EXEC_WORKER, GUARD};
 
 use crate::{cluster::Cluster, config::Workers};
+use node::SharedSockets;
 use slot::{Orders, SlotTask, Want};
 
 /// The worker processes of one cluster. When it is dropped before [`stop`](Self::stop) has
@@ -43,6 +46,9 @@ pub struct Supervisor {
     cluster: Cluster,
     home: Arc<Home>,
     workers: Arc<Workers>,
+    /// Of the listeners that lead to the cluster.
+    ports: Arc<[u16]>,
+    shared: Arc<SharedSockets>,
     /// By their number; those at the end may be retired.
     slots: Vec<SlotHandle>,
     tasks: TaskTracker,
@@ -55,15 +61,24 @@ struct SlotHandle {
 
 impl Supervisor {
     /// Starts `workers.count` workers, for the slots of the same number in the cluster's table.
+    /// `ports` are those of the listeners that lead to it, each once: what Node workers are
+    /// expected to listen on.
     ///
     /// # Panics
     /// Outside of a runtime; it should be a current-thread one.
     #[must_use]
-    pub fn new(cluster: Cluster, home: Arc<Home>, workers: Arc<Workers>) -> Self {
+    pub fn new(
+        cluster: Cluster,
+        home: Arc<Home>,
+        workers: Arc<Workers>,
+        ports: Arc<[u16]>,
+    ) -> Self {
         let mut supervisor = Self {
             cluster,
             home,
             workers,
+            ports,
+            shared: Arc::default(),
             slots: Vec::new(),
             tasks: TaskTracker::new(),
         };
@@ -76,7 +91,7 @@ impl Supervisor {
     /// Takes on another configuration, which the cluster was told before. Slots beyond the new
     /// count are emptied: their worker ends once their connections have, or after `drain`. All
     /// else holds from each worker's next generation on.
-    pub fn configure(&mut self, workers: Arc<Workers>, drain: Duration) {
+    pub fn configure(&mut self, workers: Arc<Workers>, ports: Arc<[u16]>, drain: Duration) {
         if runs_differently(&self.workers, &workers) {
             info!(
                 cluster = %self.cluster.name(),
@@ -85,6 +100,7 @@ impl Supervisor {
             );
         }
         self.workers = workers;
+        self.ports = ports;
         let count = self.workers.count.get();
         for index in 0..self.slots.len().max(count) {
             let want = if index < count {
@@ -93,7 +109,9 @@ impl Supervisor {
                 Want::Retire(drain)
             };
             match self.slots.get(index) {
-                Some(slot) if !slot.orders.is_closed() => slot.order(&self.workers, want),
+                Some(slot) if !slot.orders.is_closed() => {
+                    slot.order(&self.workers, &self.ports, want);
+                }
                 _ if want == Want::Run => self.start(index),
                 _ => {}
             }
@@ -104,7 +122,7 @@ impl Supervisor {
     /// have, or after `drain`. Returns when none is left.
     pub async fn retire(&self, drain: Duration) {
         for slot in &self.slots {
-            slot.order(&self.workers, Want::Retire(drain));
+            slot.order(&self.workers, &self.ports, Want::Retire(drain));
         }
         self.tasks.close();
         self.tasks.wait().await;
@@ -114,7 +132,7 @@ impl Supervisor {
     /// returns when none is left.
     pub async fn stop(&self) {
         for slot in &self.slots {
-            slot.order(&self.workers, Want::Stop);
+            slot.order(&self.workers, &self.ports, Want::Stop);
         }
         self.tasks.close();
         self.tasks.wait().await;
@@ -123,7 +141,7 @@ impl Supervisor {
     /// Kills all workers now; [`stop`](Self::stop) then returns soon.
     pub fn kill_now(&self) {
         for slot in &self.slots {
-            slot.order(&self.workers, Want::Kill);
+            slot.order(&self.workers, &self.ports, Want::Kill);
         }
     }
 
@@ -131,12 +149,14 @@ impl Supervisor {
     fn start(&mut self, index: usize) {
         let orders = Orders {
             workers: Arc::clone(&self.workers),
+            ports: Arc::clone(&self.ports),
             want: Want::Run,
         };
         let (orders, receiver) = watch::channel(orders);
         let task = SlotTask::new(
             self.cluster.clone(),
             Arc::clone(&self.home),
+            Arc::clone(&self.shared),
             index,
             receiver,
         );
@@ -152,11 +172,12 @@ impl Supervisor {
 
 impl SlotHandle {
     /// Gives orders; the same again change nothing, and nothing takes a kill back.
-    fn order(&self, workers: &Arc<Workers>, want: Want) {
+    fn order(&self, workers: &Arc<Workers>, ports: &Arc<[u16]>, want: Want) {
         self.orders.send_if_modified(|orders| {
             let retired = matches!(orders.want, Want::Retire(_));
             let same = orders.want == want || (retired && matches!(want, Want::Retire(_)));
             orders.workers = Arc::clone(workers);
+            orders.ports = Arc::clone(ports);
             if same || orders.want == Want::Kill {
                 return false;
             }

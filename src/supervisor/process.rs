@@ -18,7 +18,7 @@ use nix::{
 use rustix::process::{PidfdFlags, pidfd_open};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::exec::Plan;
+use super::{exec::Plan, pass};
 
 /// The subcommand that becomes a worker.
 pub const EXEC_WORKER: &str = "__exec-worker";
@@ -34,8 +34,8 @@ pub(super) struct Launch<'a> {
     pub env: Vec<(OsString, OsString)>,
     /// Removed from what it would inherit.
     pub without: Vec<OsString>,
-    /// Its stdin on the way; default `/dev/null`.
-    pub stdin: Option<OwnedFd>,
+    /// What becomes its descriptors 3, 4, …; as many as the plan says.
+    pub pass: Vec<OwnedFd>,
 }
 
 /// A running worker: the leader of its own process group. Dropping it kills the group.
@@ -57,11 +57,15 @@ impl Process {
         for name in &launch.without {
             command.env_remove(name);
         }
+        let stdin = match launch.pass.as_slice() {
+            [] => Stdio::null(),
+            descriptors => Stdio::from(pass::pack(descriptors)?),
+        };
         let mut child = command
             .arg(EXEC_WORKER)
             .args(launch.plan.to_args())
             .envs(launch.env)
-            .stdin(launch.stdin.map_or_else(Stdio::null, Stdio::from))
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)

@@ -27,7 +27,7 @@ pub(super) fn ending(
     generation: u32,
     pid: u32,
     workers: &Workers,
-    why: Why,
+    (why, detail): (Why, Option<String>),
     grace: Duration,
 ) {
     let grace = brief(grace);
@@ -40,7 +40,15 @@ pub(super) fn ending(
             info!(%slot, generation, pid, "{slot} says that it is stopping; KILL in {grace}");
             return;
         }
-        Why::NotReady => format!("not ready after {}", brief(workers.ready_timeout)),
+        Why::NotReady => {
+            let detail = detail.map(|detail| format!(" ({detail})"));
+            format!(
+                "not ready after {}{}",
+                brief(workers.ready_timeout),
+                detail.unwrap_or_default()
+            )
+        }
+        Why::Misfit => "cannot be run under contract node".to_owned(),
         Why::Watchdog => match workers.watchdog {
             Some(every) => format!("no WATCHDOG=1 for {}", brief(every)),
             None => "its watchdog triggered".to_owned(),
@@ -58,6 +66,7 @@ pub(super) fn ended(slot: &str, ended: &Ended, verdict: Verdict) {
         how,
         lived,
         stderr,
+        misfit: _,
     } = ended;
     let (lived, next) = (brief(*lived), brief(verdict.delay));
     match verdict.say {
@@ -94,6 +103,15 @@ pub(super) fn ended(slot: &str, ended: &Ended, verdict: Verdict) {
     }
 }
 
+/// A slot goes on under contract `port`.
+pub(super) fn misfit(slot: &str, why: &str) {
+    warn!(
+        %slot,
+        "{slot} is not a worker for contract node ({why}): it goes on with contract port, a free \
+         port in PORT; say contract = \"port\" (--contract port) if that is right"
+    );
+}
+
 /// A worker has ended for good.
 pub(super) fn stopped(slot: &str, ended: &Ended) {
     let Ended {
@@ -102,6 +120,7 @@ pub(super) fn stopped(slot: &str, ended: &Ended) {
         how,
         lived,
         stderr: _,
+        misfit: _,
     } = ended;
     info!(%slot, generation, pid, "{slot} stopped: {how}, after {}", brief(*lived));
 }

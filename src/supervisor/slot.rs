@@ -1,5 +1,7 @@
 //! The task of one slot: carries out what [`Worker`] decides, and tells it what happens.
 
+mod notices;
+
 use std::{
     collections::VecDeque,
     io,
@@ -13,10 +15,12 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info};
 
+use self::notices::{noticed, was_not_ready};
 use super::{
     contract::Room,
     generation::{Ended, Generation},
     home::Home,
+    node::{Channel, SharedSockets},
     notify::{Message, NotifySocket},
     output::printable,
     process::Process,
@@ -38,6 +42,8 @@ const TAKEN_OUT_WITHIN: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(super) struct Orders {
     pub workers: Arc<Workers>,
+    /// Of the listeners that lead to the cluster.
+    pub ports: Arc<[u16]>,
     pub want: Want,
 }
 
@@ -75,13 +81,14 @@ impl SlotTask {
     pub(super) fn new(
         cluster: Cluster,
         home: Arc<Home>,
+        shared: Arc<SharedSockets>,
         index: usize,
         orders: watch::Receiver<Orders>,
     ) -> Self {
         let name: Arc<str> = format!("{}/{index}", cluster.name()).into();
         let last = home.last_generation(Arc::clone(&name));
         Self {
-            room: Room::new(Arc::clone(&home), Arc::clone(&name), index),
+            room: Room::new(Arc::clone(&home), Arc::clone(&name), shared, index),
             name,
             cluster,
             home,
@@ -138,9 +145,13 @@ impl SlotTask {
             let poll = self
                 .drained_by
                 .map(|by| by.min(Instant::now() + DRAIN_POLL));
-            let (process, notify) = match &mut self.running {
-                Some(generation) => (Some(&generation.process), Some(&mut generation.notify)),
-                None => (None, None),
+            let (process, notify, channel) = match &mut self.running {
+                Some(generation) => (
+                    Some(&generation.process),
+                    Some(&mut generation.notify),
+                    generation.channel.as_mut(),
+                ),
+                None => (None, None, None),
             };
             tokio::select! {
                 changed = self.orders.changed(), if !self.orphaned => match changed {
@@ -158,13 +169,16 @@ impl SlotTask {
                     events.push_back(Event::Exited);
                 }
                 messages = told(notify) => events.extend(self.heard(messages)),
+                notices = noticed(channel) => events.extend(self.take_notice(notices).await),
                 _ = snapshots.changed() => events.extend(self.observe()),
                 () = passed(deadline) => {
                     // What it has said in time counts, also when we come late: the runtime looks
                     // for it when this task yields.
                     tokio::task::yield_now().await;
-                    let said = self.running.as_mut().map(|running| running.notify.waiting());
-                    events.extend(self.heard(Ok(said.unwrap_or_default())));
+                    let said = self.running.as_mut().map(Generation::waiting);
+                    let (messages, notices) = said.unwrap_or_default();
+                    events.extend(self.heard(Ok(messages)));
+                    events.extend(self.take_notice(notices).await);
                     events.push_back(Event::Tick);
                 }
                 () = passed(poll) => events.extend(self.drained()),
@@ -214,8 +228,8 @@ impl SlotTask {
 
     async fn spawn(&mut self) -> io::Result<Limits> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let workers = Arc::clone(&self.orders.borrow().workers);
-        let generation = Generation::spawn(&self.home, &mut self.room, number, workers)?;
+        let Orders { workers, ports, .. } = self.orders.borrow().clone();
+        let generation = Generation::spawn(&self.home, &mut self.room, number, workers, &ports)?;
         let generation = self.running.insert(generation);
         self.cluster.report(generation.started()).await;
         Ok(generation.limits())
@@ -228,6 +242,7 @@ impl SlotTask {
             how: format!("it could not be started: {error}"),
             lived: Duration::ZERO,
             stderr: Vec::new(),
+            misfit: false,
         }
     }
 
@@ -240,35 +255,42 @@ impl SlotTask {
         match action {
             Action::SayReady => {
                 generation.said_ready = true;
-                let ready = cluster::Event::Ready {
-                    slot,
-                    generation: number,
-                };
-                self.cluster.report(ready).await;
+                self.cluster.report(generation.ready()).await;
             }
-            Action::Booted(after) => report::booted(&slot, number, generation.pid, after),
+            Action::Booted(after) => {
+                generation.was_ready = true;
+                report::booted(&slot, number, generation.pid, after);
+            }
             Action::End { why, grace } => {
                 // Before it is told: from then on it may refuse whoever is sent to it.
                 let stopping = generation.stopping(why.skip());
                 take_out(&self.cluster, &slot, number, stopping).await;
+                let channel = generation.channel.as_ref();
+                let detail = channel.filter(|_| why == Why::NotReady);
+                let detail = detail.map(Channel::why_not_ready);
                 report::ending(
                     &slot,
                     number,
                     generation.pid,
                     &generation.workers,
-                    why,
+                    (why, detail),
                     grace,
                 );
                 if why != Why::Itself {
-                    generation.process.term();
+                    generation.told_to_end = true;
+                    generation.term();
+                }
+                if why == Why::NotReady {
+                    was_not_ready(&mut self.room, generation);
                 }
             }
-            Action::Term => generation.process.term(),
+            Action::Term => generation.term(),
             Action::Kill => {
                 info!(
                     %slot, generation = number, pid = generation.pid,
                     "{slot} is killed, with its whole process group"
                 );
+                generation.told_to_end = true;
                 generation.process.kill();
             }
             Action::Recovered(failures) => report::recovered(&slot, failures),
@@ -318,7 +340,11 @@ impl SlotTask {
         let generation = self.running.take()?;
         let stopping = generation.stopping(Skip::Stopping);
         self.cluster.report(stopping).await;
-        Some(generation.clean_up(&self.home).await)
+        let command = generation.workers.command.clone();
+        let was_better = generation.channel.is_some() || generation.was_ready;
+        let ended = generation.clean_up(&self.home).await;
+        self.learn_from(&ended, &command, was_better);
+        Some(ended)
     }
 
     async fn vacated(&self, ended: Option<Ended>, verdict: Verdict) {

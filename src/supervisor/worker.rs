@@ -81,6 +81,8 @@ pub(super) enum Event {
     BecameReady,
     /// The cluster takes it to be hung.
     Unresponsive,
+    /// Contract `node` is not for it.
+    Misfit,
     /// Its process has ended, for whatever reason.
     Exited,
     /// It shall end in good order.
@@ -136,6 +138,8 @@ pub(super) enum Why {
     Watchdog,
     /// It does not answer checks.
     Unresponsive,
+    /// Contract `node` is not for it.
+    Misfit,
 }
 
 impl Why {
@@ -143,7 +147,7 @@ impl Why {
     #[must_use]
     pub(super) const fn skip(self) -> Skip {
         match self {
-            Self::Asked | Self::Itself | Self::NotReady => Skip::Stopping,
+            Self::Asked | Self::Itself | Self::NotReady | Self::Misfit => Skip::Stopping,
             Self::Watchdog | Self::Unresponsive => Skip::Unresponsive,
         }
     }
@@ -194,6 +198,7 @@ impl Worker {
             Event::Notified(message) => self.notified(&message, now),
             Event::BecameReady => self.became_ready(now),
             Event::Unresponsive => self.end(Why::Unresponsive, now),
+            Event::Misfit => self.end(Why::Misfit, now),
             Event::Stop => self.stop(now),
             Event::Kill => self.kill(now),
         };

@@ -144,7 +144,7 @@ timeouts = { connect = "2s" }
 [cluster.app.workers]
 command = ["node", "server.js"]
 count = 4
-contract = "port"
+contract = "node"
 env = {}
 # cwd: the folder that homescar was started in
 # user: the one that homescar runs as
@@ -372,6 +372,32 @@ fn run_needs_nothing_but_a_command() {
     let toml = config.to_toml();
     let again = Config::parse(&toml, "run.toml", &facts()).unwrap();
     assert_eq!(again, config, "written as\n{toml}");
+}
+
+#[test]
+fn the_contract_suits_the_command_unless_it_is_said() {
+    let contract = |command: &[&str], said| {
+        let command = command.iter().map(|&word| word.to_owned()).collect();
+        let options = RunOptions {
+            command,
+            contract: said,
+            ..RunOptions::default()
+        };
+        let config = Config::for_run(options, &facts()).unwrap();
+        let Source::Workers(workers) = &config.clusters[0].source else {
+            panic!("workers");
+        };
+        workers.contract
+    };
+    assert_eq!(contract(&["node", "server.js"], None), Contract::Node);
+    let (node, port) = (["node", "server.js"], Some(Contract::Port));
+    assert_eq!(contract(&node, port), Contract::Port);
+    assert_eq!(contract(&["python3", "node"], None), Contract::Port);
+    let of = |program: &str| Contract::of_command(&[program.to_owned()]);
+    assert_eq!(of("/opt/node-22/bin/node"), Contract::Node);
+    assert_eq!(of("nodejs"), Contract::Node);
+    assert_eq!(of("node-gyp"), Contract::Port);
+    assert_eq!(Contract::of_command(&[]), Contract::Port);
 }
 
 #[test]

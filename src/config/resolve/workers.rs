@@ -15,7 +15,10 @@ use crate::config::{
 };
 
 /// Variables that homescar gives to each worker itself.
-const OWN_VARIABLES: [&str; 7] = [
+const OWN_VARIABLES: [&str; 10] = [
+    "NODE_CHANNEL_FD",
+    "NODE_CHANNEL_SERIALIZATION_MODE",
+    "NODE_UNIQUE_ID",
     "LISTEN_FDS",
     "LISTEN_PID",
     "NOTIFY_SOCKET",
@@ -34,7 +37,11 @@ impl Context<'_> {
         let count = count.and_then(|item| auto_or_count(&item)).flatten();
         let default = Workers::new(Vec::new(), count.unwrap_or_else(|| self.cores()));
         let contract = section.get("contract").and_then(|item| item.word());
-        let contract = contract.unwrap_or(default.contract);
+        let contract = contract.flatten().unwrap_or_else(|| {
+            // Only to know it: what is wrong with the command is said below.
+            let program = command.as_ref().and_then(Item::first_text);
+            Contract::of_command(program.map(str::to_owned).as_slice())
+        });
         let env = env(&section, contract);
         // `Err`: it was written, but cannot be used, so that nothing can be looked up in it.
         let cwd = section.get("cwd").map(|item| self.cwd(&item).ok_or(()));
@@ -138,9 +145,10 @@ fn argv<'a>(item: &Item<'a>) -> Option<Vec<(String, Item<'a>)>> {
 fn env(section: &Section<'_>, contract: Contract) -> BTreeMap<String, String> {
     let entries = section.get("env").map(|item| item.entries());
     let mut env = BTreeMap::new();
+    let may_have_port = matches!(contract, Contract::Fd | Contract::Node);
     for entry in entries.into_iter().flatten() {
         let name = entry.name;
-        let own = OWN_VARIABLES.contains(&name) || (name == "PORT" && contract != Contract::Fd);
+        let own = OWN_VARIABLES.contains(&name) || (name == "PORT" && !may_have_port);
         match name {
             _ if name.is_empty() || name.contains(['=', '\0']) => {
                 entry.fault("is not the name of a variable: it is empty or has a `=` in it");

@@ -104,7 +104,7 @@ impl Rig {
         tasks.spawn(controller.run());
         tasks.spawn(Checker::new(cluster.clone()).run(std::future::pending()));
         let (shared, workers) = (Arc::clone(&home), Arc::clone(workers));
-        let supervisor = Supervisor::new(cluster.clone(), shared, workers);
+        let supervisor = Supervisor::new(cluster.clone(), shared, workers, Arc::default());
         Self {
             cluster,
             home,
@@ -121,7 +121,7 @@ impl Rig {
         let (workers, drain) = (Arc::clone(workers), config.drain.timeout);
         let event = Event::Configure(Arc::new(config));
         self.cluster.report(event).await;
-        self.supervisor.configure(workers, drain);
+        self.supervisor.configure(workers, Arc::default(), drain);
     }
 
     /// Waits for a snapshot.

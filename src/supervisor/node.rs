@@ -1,0 +1,369 @@
+//! Contract `node`: the primary's side of Node's cluster protocol, over `NODE_CHANNEL_FD`.
+//!
+//! Node takes a process with that variable and `NODE_UNIQUE_ID` for a worker of `node:cluster`:
+//! whenever it is to listen, it asks its primary for the socket (`queryServer`), and we answer
+//! with one that homescar keeps (a *shared handle*). So an unmodified `app.listen(3000)` is given
+//! its slot's socket, and connections wait in that while the worker restarts.
+//!
+//! The protocol is private to Node (`lib/internal/cluster/` and `lib/internal/child_process.js`).
+//! A process that does not speak it is noticed ([`Notice::Misfit`]), and its slot falls back to
+//! contract `port`.
+
+mod address;
+mod message;
+mod servers;
+mod sockets;
+mod wire;
+
+use std::{future::pending, io, net::TcpListener, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+pub(super) use self::{
+    address::OwnAddress,
+    sockets::{SharedSockets, SlotSockets},
+};
+use self::{
+    message::{Query, Said},
+    servers::{Part, Servers},
+    wire::Wire,
+};
+/// Servers that one worker may have at one time.
+const SERVERS: usize = 64;
+/// A process that has ended, and so closed its channel, is known to have by then.
+const CLOSED_IN_ITS_LIFE: Duration = Duration::from_millis(300);
+
+/// What a worker makes known.
+#[derive(Clone, Debug)]
+pub(super) enum Notice {
+    /// The server that clients are brought to listens.
+    Listening,
+    /// `process.send('ready')`.
+    Ready,
+    /// Clients are to be brought to another socket than before.
+    Routed(Arc<TcpListener>),
+    /// `worker.disconnect()`: it closes its servers and ends.
+    Leaving,
+    /// It does not speak the protocol; how this shows.
+    Misfit(&'static str),
+}
+
+/// Our end of one generation's channel.
+#[derive(Debug)]
+pub(super) struct Channel {
+    wire: Wire,
+    slot: Arc<str>,
+    sockets: Arc<SlotSockets>,
+    shared: Arc<SharedSockets>,
+    servers: Servers,
+    expected: Option<u16>,
+    /// Servers of which it is not known what they are.
+    undecided: Vec<Query>,
+    /// Servers that have got a socket.
+    held: Vec<Held>,
+    online: bool,
+    misfit: bool,
+    listens: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    key: String,
+    query: Query,
+    socket: Arc<TcpListener>,
+    routed: bool,
+}
+
+/// What a channel needs to know.
+#[derive(Debug)]
+pub(super) struct Setting<'a> {
+    pub slot: Arc<str>,
+    pub sockets: Arc<SlotSockets>,
+    pub shared: Arc<SharedSockets>,
+    /// Ports of the listeners that lead here.
+    pub expected: &'a [u16],
+    /// The port that clients were brought to in an earlier generation.
+    pub known: Option<u16>,
+}
+
+impl Channel {
+    /// A channel, and the worker's end of it. Needs a runtime.
+    pub(super) fn open(setting: Setting<'_>) -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let Setting {
+            slot,
+            sockets,
+            shared,
+            expected,
+            known,
+        } = setting;
+        let channel = Self {
+            wire: Wire::new(UnixStream::from_std(ours)?, Arc::clone(&slot)),
+            slot,
+            sockets,
+            shared,
+            servers: Servers::new(expected, known),
+            expected: expected.first().copied(),
+            undecided: Vec::new(),
+            held: Vec::new(),
+            online: false,
+            misfit: false,
+            listens: false,
+        };
+        Ok((channel, theirs.into()))
+    }
+
+    /// Whether it has spoken the protocol.
+    pub(super) const fn is_online(&self) -> bool {
+        self.online
+    }
+
+    /// The port that the server which clients are brought to has asked for.
+    pub(super) const fn routed_port(&self) -> Option<u16> {
+        self.servers.routed()
+    }
+
+    /// What happens next on it; never empty. Nothing is lost when it is dropped half-way.
+    pub(super) async fn next(&mut self) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        loop {
+            self.decide(&mut notices);
+            self.wire.flush();
+            if !notices.is_empty() {
+                return notices;
+            }
+            if self.wire.closed.is_some() && (self.online || self.misfit) {
+                return pending().await;
+            }
+            let alarm = self.alarm();
+            let interest = self.wire.interest();
+            tokio::select! {
+                _ready = self.wire.stream.ready(interest.unwrap_or(Interest::READABLE)),
+                    if interest.is_some() => {}
+                () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
+            }
+            if interest.is_some_and(Interest::is_readable) {
+                for line in self.wire.receive() {
+                    self.heard(message::parse(&line), &mut notices);
+                }
+            }
+        }
+    }
+
+    /// What has come already.
+    pub(super) fn waiting(&mut self) -> Vec<Notice> {
+        self.next().now_or_never().unwrap_or_default()
+    }
+
+    /// Tells the application that it is going to be ended.
+    pub(super) fn say_shutdown(&mut self) {
+        self.wire.post(message::SHUTDOWN, None);
+        self.wire.flush();
+    }
+
+    /// Why a worker that did not become ready in time did not.
+    pub(super) fn why_not_ready(&self) -> String {
+        let shared: Vec<_> = self.held.iter().filter(|held| !held.routed).collect();
+        let ports: Vec<_> = shared
+            .iter()
+            .filter_map(|held| Some(held.query.port?.to_string()))
+            .collect();
+        let expected = self
+            .expected
+            .map(|port| format!(" {port}"))
+            .unwrap_or_default();
+        match self.servers.routed() {
+            _ if !self.online => "it does not speak Node's cluster protocol".to_owned(),
+            None if shared.is_empty() => format!(
+                "it has not listened on any port, such as{expected}; a server that listens in a \
+                 process of its own, or with `exclusive: true`, is not seen"
+            ),
+            None => format!(
+                "it listens on {}, but not on{expected}",
+                ports.join(" and ")
+            ),
+            Some(port) if !self.listens => format!("its server on port {port} does not listen"),
+            Some(port) => {
+                format!("it listens on port {port}, but is not said or found to be ready")
+            }
+        }
+    }
+
+    /// When something is due although nothing has come.
+    fn alarm(&self) -> Option<Instant> {
+        let closed = self.wire.closed.map(|at| at + CLOSED_IN_ITS_LIFE);
+        let closed = closed.filter(|_| !self.online && !self.misfit);
+        [self.servers.decide_at(), closed, self.wire.reads_again_at()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What was undecided, and how long a channel may be closed.
+    fn decide(&mut self, notices: &mut Vec<Notice>) {
+        let now = Instant::now();
+        let due = self
+            .wire
+            .closed
+            .is_some_and(|at| at + CLOSED_IN_ITS_LIFE <= now);
+        if due && !self.online {
+            self.misfit("it has closed the channel without a word", notices);
+        }
+        let due = self.servers.decide_at().is_none_or(|at| at <= now);
+        if due && !self.undecided.is_empty() {
+            for query in std::mem::take(&mut self.undecided) {
+                self.asked(query, notices);
+            }
+        }
+    }
+
+    fn misfit(&mut self, why: &'static str, notices: &mut Vec<Notice>) {
+        if !std::mem::replace(&mut self.misfit, true) {
+            notices.push(Notice::Misfit(why));
+        }
+    }
+
+    fn heard(&mut self, said: Said, notices: &mut Vec<Notice>) {
+        match said {
+            Said::Online => self.online = true,
+            Said::Query(query) => self.asked(query, notices),
+            Said::Listening(query) => {
+                let is_it = |held: &&Held| {
+                    held.routed
+                        && (&held.query.address, held.query.index) == (&query.address, query.index)
+                };
+                let held = self.held.iter().find(is_it);
+                let port = held.and_then(|held| held.socket.local_addr().ok());
+                if port.is_some_and(|addr| query.port == Some(addr.port().into())) {
+                    self.listens = true;
+                    notices.push(Notice::Listening);
+                }
+            }
+            Said::Close { key } => self.held.retain(|held| held.key != key),
+            Said::Leaving { seq } => {
+                self.wire.post(&message::acknowledged(seq), None);
+                notices.push(Notice::Leaving);
+            }
+            Said::Received => self.wire.confirmed(),
+            Said::Missed => {
+                if !self.wire.send_again() {
+                    self.misfit("no descriptor reaches it", notices);
+                }
+            }
+            Said::Handle => self.wire.confirm(),
+            Said::Ready => notices.push(Notice::Ready),
+            Said::Nonsense if !self.online => {
+                self.misfit("it says something else on the channel", notices);
+            }
+            Said::Nonsense | Said::Other => {}
+        }
+    }
+
+    /// A server wants to listen.
+    fn asked(&mut self, query: Query, notices: &mut Vec<Notice>) {
+        let slot = &self.slot;
+        if query.fd.is_some_and(|fd| fd >= 0) {
+            warn!(
+                %slot,
+                "{slot} cannot listen on a descriptor under contract node; say contract = \"fd\""
+            );
+            return self.refuse(&query, libc::EINVAL);
+        }
+        let port = query.port.and_then(|port| u16::try_from(port).ok());
+        let (Some(port), Some(4 | 6)) = (port, query.kind.as_u64()) else {
+            let what = match query.kind.as_str() {
+                Some(_) => "a UDP port".to_owned(),
+                None => format!("{:?}", query.address.as_deref().unwrap_or_default()),
+            };
+            warn!(
+                %slot,
+                "{slot} cannot listen on {what} under contract node, only on TCP ports; with \
+                 `exclusive: true` it can by itself"
+            );
+            return self.refuse(&query, libc::ENOTSUP);
+        };
+        if self.held.len() + self.undecided.len() >= SERVERS {
+            return self.refuse(&query, libc::EMFILE);
+        }
+        let same = |held: &Held| {
+            let other = &held.query;
+            port != 0 && (&other.address, other.port) == (&query.address, query.port)
+        };
+        if self.held.iter().any(same) {
+            return self.refuse(&query, libc::EADDRINUSE);
+        }
+        let before = self.servers.routed();
+        let socket = match self.servers.part(port, Instant::now()) {
+            Part::Undecided => return self.undecided.push(query),
+            Part::Routed if port == 0 && self.held.iter().any(|held| held.routed) => {
+                return self.share(query, port);
+            }
+            Part::Routed | Part::Private => self.sockets.at(port),
+            Part::Shared => return self.share(query, port),
+        };
+        let routed = self.servers.routed() == Some(port);
+        match socket {
+            Ok(socket) => {
+                if routed && before != Some(port) {
+                    self.held.iter_mut().for_each(|held| held.routed = false);
+                    notices.push(Notice::Routed(Arc::clone(&socket)));
+                }
+                if !routed {
+                    let to = self.servers.routed().unwrap_or_default();
+                    warn!(
+                        %slot,
+                        "{slot} listens on port {port} too, but clients of all listeners are \
+                         brought to its port {to}"
+                    );
+                }
+                self.grant(query, socket, routed);
+            }
+            Err(error) => self.not_bound(&query, &error),
+        }
+    }
+
+    /// A server that is not the one that clients are brought to.
+    fn share(&mut self, query: Query, port: u16) {
+        match self.shared.at(&query, port) {
+            Ok((socket, new)) => {
+                if new {
+                    info!(
+                        slot = %self.slot,
+                        "{} listens on port {port} too: all workers share it as under Node's own \
+                         cluster, so it is not sticky",
+                        self.slot
+                    );
+                }
+                self.grant(query, socket, false);
+            }
+            Err(error) => self.not_bound(&query, &error),
+        }
+    }
+
+    fn grant(&mut self, query: Query, socket: Arc<TcpListener>, routed: bool) {
+        self.wire
+            .post(&message::granted(&query), Some(Arc::clone(&socket)));
+        self.held.push(Held {
+            key: query.key(),
+            query,
+            socket,
+            routed,
+        });
+    }
+
+    fn not_bound(&mut self, query: &Query, error: &io::Error) {
+        debug!(slot = %self.slot, ?query, %error, "no socket");
+        self.refuse(query, error.raw_os_error().unwrap_or(libc::EINVAL));
+    }
+
+    fn refuse(&mut self, query: &Query, errno: i32) {
+        self.wire.post(&message::refused(query, errno), None);
+    }
+}

@@ -1,0 +1,118 @@
+//! The listening sockets that Node workers are given.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{address::OwnAddress, message::Query};
+
+/// Connections that wait for a worker to accept.
+const BACKLOG: i32 = 1024;
+/// Ports of its own that a slot may have at one time.
+const MOST: usize = 16;
+/// `UV_TCP_IPV6ONLY`.
+const V6_ONLY: i64 = 1;
+
+/// The sockets of a slot. They are its own from generation to generation, so that connections
+/// wait in them while its worker restarts.
+///
+/// They have the port that the application asks for, on a loopback address that no other slot
+/// has. The public listener may hold that port on all addresses: `SO_REUSEPORT` lets the two be
+/// bound, and the kernel prefers the socket of the exact address, so that neither ever gets a
+/// connection of the other.
+#[derive(Debug)]
+pub(in crate::supervisor) struct SlotSockets {
+    own: Option<OwnAddress>,
+    by_port: Mutex<BTreeMap<u16, Arc<TcpListener>>>,
+}
+
+impl SlotSockets {
+    pub(in crate::supervisor) const fn new(own: Option<OwnAddress>) -> Self {
+        Self {
+            own,
+            by_port: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// The one for a server on this port; on another port when that cannot be had.
+    pub(in crate::supervisor) fn at(&self, port: u16) -> io::Result<Arc<TcpListener>> {
+        let mut by_port = self.by_port.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = by_port.get(&port) {
+            return Ok(Arc::clone(socket));
+        }
+        if by_port.len() >= MOST {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        let wanted = self.own.as_ref().map(|own| bind(own.address(), port));
+        let socket = match wanted {
+            Some(Ok(socket)) => socket,
+            _ => bind(Ipv4Addr::LOCALHOST, 0)?,
+        };
+        let socket = Arc::new(socket);
+        by_port.insert(port, Arc::clone(&socket));
+        Ok(socket)
+    }
+}
+
+fn bind(address: Ipv4Addr, port: u16) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // Beside another process of ours only where the address is our own.
+    socket.set_reuse_port(address != Ipv4Addr::LOCALHOST)?;
+    socket.bind(&SocketAddr::from((address, port)).into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Sockets that all workers of a cluster have together, as under Node's own primary: bound for the
+/// first that asks, gone with the last that has it.
+#[derive(Debug, Default)]
+pub(in crate::supervisor) struct SharedSockets(Mutex<BTreeMap<String, Weak<TcpListener>>>);
+
+impl SharedSockets {
+    /// The one that a query asks for; whether it is new.
+    pub(super) fn at(&self, query: &Query, port: u16) -> io::Result<(Arc<TcpListener>, bool)> {
+        let mut sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.retain(|_, socket| socket.strong_count() > 0);
+        let key = query.key();
+        if let Some(socket) = sockets.get(&key).and_then(Weak::upgrade) {
+            return Ok((socket, false));
+        }
+        let socket = Arc::new(as_asked(query, port)?);
+        sockets.insert(key, Arc::downgrade(&socket));
+        Ok((socket, true))
+    }
+}
+
+/// Binds as `net._createServerHandle` does. The worker listens itself.
+fn as_asked(query: &Query, port: u16) -> io::Result<TcpListener> {
+    let at = |address: IpAddr, v6_only: bool| {
+        let address = SocketAddr::from((address, port));
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(v6_only)?;
+        }
+        socket.bind(&address.into())?;
+        Ok(socket.into())
+    };
+    let v6_only = query.flags.unwrap_or_default() & V6_ONLY != 0;
+    match query.address.as_deref() {
+        None | Some("") => at(Ipv6Addr::UNSPECIFIED.into(), v6_only)
+            .or_else(|_no_ipv6: io::Error| at(Ipv4Addr::UNSPECIFIED.into(), false)),
+        Some(address) => {
+            let address = address.parse();
+            let address = address.map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+            at(address, v6_only)
+        }
+    }
+}
