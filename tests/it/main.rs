@@ -18,6 +18,7 @@ mod exhaustion;
 mod health;
 mod kernel;
 mod languages;
+mod node;
 mod pause;
 mod proxy_header;
 mod relay;

@@ -1,0 +1,125 @@
+// Servers as people write them with well-known packages; nothing of homescar in them.
+//
+// node servers.mjs KIND: http, express, fastify, ws, socket.io, and applications that do odd things.
+import { fork } from "node:child_process";
+import cluster from "node:cluster";
+import { createServer } from "node:http";
+import { fileURLToPath } from "node:url";
+
+const { HOMESCAR_SLOT, HOMESCAR_GENERATION } = process.env;
+const port = Number(process.env.PORT ?? 3000);
+const [kind, ...rest] = process.argv.slice(2);
+
+const who = (more = {}) => ({
+  slot: HOMESCAR_SLOT,
+  generation: Number(HOMESCAR_GENERATION),
+  pid: process.pid,
+  isWorker: cluster.isWorker,
+  id: cluster.worker?.id,
+  ...more,
+});
+const answering = (more) =>
+  createServer((_, response) => {
+    response.setHeader("connection", "close");
+    response.end(JSON.stringify(who(more?.())));
+  });
+
+const kinds = {
+  http() {
+    const server = answering(() => ({ port: server.address().port }));
+    server.listen(port);
+  },
+
+  async express() {
+    const { default: express } = await import("express");
+    const app = express();
+    app.get("/", (_, response) => response.set("connection", "close").json(who()));
+    app.listen(port);
+  },
+
+  async fastify() {
+    const { default: fastify } = await import("fastify");
+    const app = fastify();
+    app.get("/", async (_, reply) => reply.header("connection", "close").send(who()));
+    await app.listen({ port, host: "0.0.0.0" });
+  },
+
+  async ws() {
+    const { WebSocketServer } = await import("ws");
+    const server = answering();
+    const sockets = new WebSocketServer({ server });
+    sockets.on("connection", (socket) => {
+      socket.on("message", () => socket.send(JSON.stringify(who())));
+    });
+    server.listen(port);
+  },
+
+  async "socket.io"() {
+    const { Server } = await import("socket.io");
+    const server = createServer();
+    const io = new Server(server, { connectionStateRecovery: undefined });
+    io.on("connection", (socket) => socket.on("who", (answer) => answer(who())));
+    server.listen(port);
+  },
+
+  // On another port than the listener's.
+  other() {
+    answering().listen(Number(rest[0]));
+  },
+
+  // One for people, one for the operator, which comes first.
+  several() {
+    answering(() => ({ admin: true })).listen(Number(rest[0]), "127.0.0.1");
+    answering(() => ({ admin: false })).listen(port);
+  },
+
+  never() {
+    setInterval(() => {}, 1000);
+  },
+
+  // Ready only when it says so.
+  slow() {
+    answering().listen(port, () => setTimeout(() => process.send("ready"), Number(rest[0])));
+  },
+
+  // As PM2 has it: no handler of TERM that ends it, but one of the message.
+  shutdown() {
+    process.on("SIGTERM", () => {});
+    process.on("message", (message) => {
+      if (message === "shutdown") process.exit(7);
+    });
+    answering().listen(port);
+  },
+
+  // Forks a child of its own, which must not take itself for a worker of ours.
+  forks() {
+    const child = fork(fileURLToPath(import.meta.url), ["child"]);
+    child.on("message", (said) => answering(() => ({ child: said })).listen(port));
+  },
+  child() {
+    process.send({ isWorker: cluster.isWorker, connected: process.connected });
+    process.on("disconnect", () => process.exit());
+  },
+
+  disconnects() {
+    const server = createServer((_, response) => {
+      response.setHeader("connection", "close");
+      response.end(JSON.stringify(who()), () => cluster.worker.disconnect());
+    });
+    server.listen(port);
+  },
+
+  // Sends its primary far too much.
+  floods() {
+    process.send("x".repeat(20_000_000));
+    for (let n = 0; n < 20_000; n++) process.send({ n, text: "x".repeat(100) });
+    answering().listen(port);
+  },
+
+  unix() {
+    createServer()
+      .on("error", (error) => answering(() => ({ code: error.code })).listen(port))
+      .listen(`/tmp/homescar-test-${process.pid}.sock`);
+  },
+};
+await kinds[kind]();
