@@ -6,6 +6,7 @@
 //! its slot's socket, and connections wait in that while the worker restarts.
 //!
 //! The protocol is private to Node (`lib/internal/cluster/` and `lib/internal/child_process.js`).
+//! This is tried with Node 18.20, 20.20, 22.23 and 24.21.
 //! A process that does not speak it is noticed ([`Notice::Misfit`]), and its slot falls back to
 //! contract `port`.
 
@@ -309,7 +310,18 @@ impl Channel {
             Part::Shared => return self.share(query, port),
         };
         let routed = self.servers.routed() == Some(port);
+        let is_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at.port() == port);
         match socket {
+            Ok(socket) if port != 0 && !is_it(&socket) => {
+                // Node compares, and would take it for this too.
+                warn!(
+                    slot = %self.slot,
+                    "{} cannot have port {port}: another process listens there on all addresses \
+                     (`ss -ltnp 'sport = :{port}'` shows which)",
+                    self.slot
+                );
+                self.refuse(&query, libc::EADDRINUSE);
+            }
             Ok(socket) => {
                 if routed && before != Some(port) {
                     self.held.iter_mut().for_each(|held| held.routed = false);

@@ -39,10 +39,14 @@ impl SlotSockets {
         }
     }
 
-    /// The one for a server on this port; on another port when that cannot be had.
+    /// The one for a server on this port; on another port when that cannot be had, which Node
+    /// itself would not take.
     pub(in crate::supervisor) fn at(&self, port: u16) -> io::Result<Arc<TcpListener>> {
         let mut by_port = self.by_port.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(socket) = by_port.get(&port) {
+            // The flag is shared by all who hold the socket. Node up to 18 accepts until it is told
+            // that nobody waits, and would wait itself.
+            socket.set_nonblocking(true)?;
             return Ok(Arc::clone(socket));
         }
         if by_port.len() >= MOST {
@@ -61,6 +65,7 @@ impl SlotSockets {
 
 fn bind(address: Ipv4Addr, port: u16) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     // Beside another process of ours only where the address is our own.
     socket.set_reuse_port(address != Ipv4Addr::LOCALHOST)?;
@@ -98,6 +103,7 @@ fn as_asked(query: &Query, port: u16) -> io::Result<TcpListener> {
             Type::STREAM,
             Some(Protocol::TCP),
         )?;
+        socket.set_nonblocking(true)?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(v6_only)?;
