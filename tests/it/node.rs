@@ -84,17 +84,6 @@ async fn is_served(kind: &str) {
         }
     }
     assert_eq!(met, [true; 4]);
-    for client in 0..40 {
-        let from = address_of_client(client).to_string();
-        let of = |record: &&Value| {
-            record["client"]
-                .as_str()
-                .unwrap()
-                .starts_with(&format!("{from}:"))
-        };
-        let relayed = homescar.records().iter().filter(of).count();
-        assert!(relayed <= 2, "{from}: {relayed}");
-    }
     let relayed = |line: &Value| {
         message(line) == "connection" && line["client"].as_str().unwrap().starts_with("127.1.0.40:")
     };
@@ -148,8 +137,7 @@ async fn unmodified_ws() {
     }
 }
 
-/// Killed again and again while somebody connects without a pause: connections wait in the slot's
-/// socket, and its next generation serves them.
+/// Killed again and again: who connects right after waits, and the next generation serves it.
 #[tokio::test]
 async fn a_killed_workers_clients_wait_for_the_next_generation() {
     let homescar = serve(
