@@ -28,9 +28,10 @@
 //!
 //! # The life of a worker
 //!
-//! [`supervisor`] spawns it and reports `Started`; it says `READY=1`, or [`health`] finds it well;
-//! the [`Controller`](cluster::Controller) publishes a snapshot in which its slot takes clients.
-//! When it exits, hangs or is told to go, the slot is passed over, waited for or refused
+//! [`supervisor`] spawns it and reports `Started`; it says `READY=1`, or listens (a Node worker,
+//! which has its sockets from us), or [`health`] finds it well; the
+//! [`Controller`](cluster::Controller) publishes a snapshot in which its slot takes clients. When it
+//! exits, hangs or is told to go, the slot is passed over, waited for or refused
 //! ([`OnDown`](config::OnDown)) until the next generation stands in it. The hash table does not
 //! change by any of this: same slots, same names, same clients.
 //!

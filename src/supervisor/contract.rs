@@ -26,8 +26,8 @@ use crate::{
     config::{Address, Contract, Workers},
 };
 
-/// Connections that wait for a worker to accept, under contract `fd`.
-const BACKLOG: i32 = 1024;
+/// Connections that wait for a worker to accept, where homescar holds the socket.
+pub(super) const BACKLOG: i32 = 1024;
 
 /// What is in our own environment but not meant for our workers.
 const NOT_INHERITED: [&str; 11] = [

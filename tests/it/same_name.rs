@@ -33,6 +33,25 @@ fn of_workers() -> String {
     ))
 }
 
+/// Waits until the first generations have ended, of which `pids` are in the order of their slots,
+/// and until that is told after `mark`.
+async fn until_ended(homescar: &Homescar, mark: usize, pids: &[u32]) {
+    eventually("the old ones have ended", SOON, || {
+        !pids.iter().any(|pid| is_alive(*pid))
+    })
+    .await;
+    for slot in 0..pids.len() {
+        let slot = format!("app/{slot}");
+        homescar
+            .line_after(mark, "the old ones' end is told", |line| {
+                message(line).contains("stopped")
+                    && line["slot"] == *slot
+                    && line["generation"] == 1
+            })
+            .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_that_come_back_are_not_touched_by_the_end_of_those_that_left() {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -54,19 +73,7 @@ async fn workers_that_come_back_are_not_touched_by_the_end_of_those_that_left() 
     assert!(new.contains(&first.pid), "{first:?} of {new:?}");
     assert_eq!(first.generation, 2);
 
-    eventually("the old ones have ended", SOON, || {
-        !old.iter().any(|pid| is_alive(*pid))
-    })
-    .await;
-    for slot in ["app/0", "app/1"] {
-        homescar
-            .line_after(mark, "the old ones' end is told", |line| {
-                message(line).contains("stopped")
-                    && line["slot"] == *slot
-                    && line["generation"] == 1
-            })
-            .await;
-    }
+    until_ended(&homescar, mark, &old).await;
     // On the old connection and on a new one.
     assert_eq!(client.whoami().await.unwrap().pid, first.pid);
     let mut client = Client::connect(web).await.unwrap();
@@ -135,20 +142,7 @@ async fn a_cluster_that_comes_back_is_not_touched_by_the_end_of_what_it_was() {
     for slot in 0..4 {
         new.push(homescar.ready_after(mark, &format!("app/{slot}")).await);
     }
-    eventually("the old ones have ended", SOON, || {
-        !old.iter().any(|pid| is_alive(*pid))
-    })
-    .await;
-    for slot in 0..4 {
-        let slot = format!("app/{slot}");
-        homescar
-            .line_after(mark, "the old ones' end is told", |line| {
-                message(line).contains("stopped")
-                    && line["slot"] == *slot
-                    && line["generation"] == 1
-            })
-            .await;
-    }
+    until_ended(&homescar, mark, &old).await;
     for pid in new {
         assert!(is_alive(pid), "{}", homescar.tail());
     }

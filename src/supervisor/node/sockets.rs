@@ -10,9 +10,8 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{address::OwnAddress, message::Query};
+use crate::supervisor::contract::BACKLOG;
 
-/// Connections that wait for a worker to accept.
-const BACKLOG: i32 = 1024;
 /// Ports of its own that a slot may have at one time.
 const MOST: usize = 16;
 /// `UV_TCP_IPV6ONLY`.

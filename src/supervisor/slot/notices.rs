@@ -48,7 +48,7 @@ impl SlotTask {
                     }
                 }
                 Notice::Misfit(why) => {
-                    misfit(&mut self.room, generation, why);
+                    misfit(&mut self.room, &generation.workers.command, why);
                     events.push(Event::Misfit);
                 }
             }
@@ -59,9 +59,8 @@ impl SlotTask {
     /// Whether the next generation should be under another contract than this one was.
     pub(super) fn learn_from(&mut self, ended: &Ended, command: &[String], was_better: bool) {
         if ended.misfit {
-            if self.room.is_misfit(command) {
-                report::misfit(&self.name, "it has ended without a word on the channel");
-            }
+            let why = "it has ended without a word on the channel";
+            misfit(&mut self.room, command, why);
         } else if !was_better {
             // It was no better under contract `port`.
             self.room.is_perhaps_not_misfit();
@@ -74,13 +73,14 @@ pub(super) fn was_not_ready(room: &mut Room, generation: &Generation) {
     room.knows(None);
     let channel = generation.channel.as_ref();
     if channel.is_some_and(|channel| !channel.is_online()) {
-        misfit(room, generation, "it has said nothing on the channel");
+        let command = &generation.workers.command;
+        misfit(room, command, "it has said nothing on the channel");
     }
 }
 
 /// The slot's next generation is going to be under contract `port`.
-fn misfit(room: &mut Room, generation: &Generation, why: &str) {
-    if room.is_misfit(&generation.workers.command) {
+fn misfit(room: &mut Room, command: &[String], why: &str) {
+    if room.is_misfit(command) {
         report::misfit(&room.slot(), why);
     }
 }
