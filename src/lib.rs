@@ -53,7 +53,7 @@
 //! | [`cluster`] | `affinity`, `config` |
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy` |
 //! | [`proxy`] | `cluster`, `affinity`, `config` |
-//! | [`direct`] | `cluster`, `affinity`, `config` |
+//! | [`direct`] | `proxy`, `cluster`, `affinity`, `config` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
 //! | [`cli`] | `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |

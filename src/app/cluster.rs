@@ -8,7 +8,7 @@ use crate::{
     cluster::{Cluster, Event},
     config::{self, Source},
     health::Checker,
-    supervisor::{Home, Supervisor},
+    supervisor::{Entrances, Home, Supervisor},
 };
 
 /// A cluster at work.
@@ -21,7 +21,7 @@ pub(super) struct RunningCluster {
 }
 
 impl RunningCluster {
-    pub(super) fn start(config: &config::Cluster, ports: Arc<[u16]>, home: &Arc<Home>) -> Self {
+    pub(super) fn start(config: &config::Cluster, entrances: Entrances, home: &Arc<Home>) -> Self {
         let (cluster, controller) = Cluster::new(config);
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -35,8 +35,15 @@ impl RunningCluster {
             tasks,
             stop,
         };
-        new.supervise(config, ports, home);
+        new.supervise(config, entrances, home);
         new
+    }
+
+    /// Runs a task for as long as the cluster is at work.
+    pub(super) fn keep_running(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks
+            .spawn(async move { stop.run_until_cancelled(task).await });
     }
 
     pub(super) const fn cluster(&self) -> &Cluster {
@@ -48,7 +55,7 @@ impl RunningCluster {
     pub(super) async fn configure(
         &mut self,
         config: &config::Cluster,
-        ports: Arc<[u16]>,
+        entrances: Entrances,
         home: &Arc<Home>,
     ) {
         let next = Arc::new(config.clone());
@@ -63,23 +70,23 @@ impl RunningCluster {
                 Arc::ptr_eq(&now.config, &next)
             })
             .await;
-        self.supervise(config, ports, home);
+        self.supervise(config, entrances, home);
     }
 
-    /// `ports` are those of the listeners that lead here.
     pub(super) fn supervise(
         &mut self,
         config: &config::Cluster,
-        ports: Arc<[u16]>,
+        entrances: Entrances,
         home: &Arc<Home>,
     ) {
         match (&config.source, &mut self.supervisor) {
             (Source::Workers(workers), Some(supervisor)) => {
-                supervisor.configure(Arc::clone(workers), ports, config.drain.timeout);
+                supervisor.configure(Arc::clone(workers), entrances, config.drain.timeout);
             }
             (Source::Workers(workers), none @ None) => {
                 let (cluster, home) = (self.cluster.clone(), Arc::clone(home));
-                *none = Some(Supervisor::new(cluster, home, Arc::clone(workers), ports));
+                let workers = Arc::clone(workers);
+                *none = Some(Supervisor::new(cluster, home, workers, entrances));
             }
             (Source::Static(_), _) => {}
         }

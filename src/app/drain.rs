@@ -29,7 +29,7 @@ impl App {
             "draining for up to {}; again to end now",
             humantime::format_duration(deadline)
         );
-        close_all(self.doors.values()).await;
+        tokio::join!(close_all(self.doors.values()), self.directs.close());
         self.finish_connections(deadline, &mut signals).await;
         self.shutdown.cancel();
         self.stop_workers(signals).await;

@@ -1,6 +1,7 @@
 //! The whole: binds everything, runs it, changes it, drains it. The only part that knows everyone.
 
 mod cluster;
+mod direct;
 mod drain;
 mod reload;
 
@@ -11,11 +12,12 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::cluster::RunningCluster;
+use self::{cluster::RunningCluster, direct::Directs};
 use crate::{
-    config::{self, Bind, Config, Facts, Faults, LogOptions},
+    config::{self, Bind, Config, Facts, Faults, LogOptions, Mode},
+    direct::DirectError,
     proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Neighbour, Settings},
-    supervisor::Home,
+    supervisor::{Entrances, Home},
 };
 
 /// homescar at work.
@@ -31,6 +33,7 @@ pub struct App {
     clusters: BTreeMap<Arc<str>, RunningCluster>,
     listeners: BTreeMap<Arc<str>, Arc<Listener>>,
     doors: HashMap<Place, Arc<Door>>,
+    directs: Directs,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
@@ -77,6 +80,23 @@ pub enum StartError {
         /// Which address, and why.
         source: BindError,
     },
+    /// A listener in direct mode could not be opened.
+    #[error("listener {listener}: {source}")]
+    Direct {
+        /// Its name in the configuration.
+        listener: Arc<str>,
+        /// Which address, and why.
+        source: DirectError,
+    },
+    /// Workers hold the sockets of a direct listener.
+    #[error(
+        "listener {listener}: its workers hold its sockets, so a listener in direct mode comes, \
+         goes and changes only when homescar is restarted"
+    )]
+    DirectChange {
+        /// Its name in the configuration.
+        listener: Arc<str>,
+    },
     /// A thread, the runtime directory or the guard process could not be made.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -105,6 +125,7 @@ impl App {
         file: Option<ConfigFile>,
         exe: PathBuf,
     ) -> Result<Self, StartError> {
+        let directs = Directs::bind(&config)?;
         let mut groups = bind_new(&config, &HashMap::default())?;
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let home = Arc::new(Home::new(exe)?);
@@ -115,16 +136,22 @@ impl App {
             clusters: BTreeMap::new(),
             listeners: BTreeMap::new(),
             doors: HashMap::default(),
+            directs,
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             config,
         };
         for cluster in &app.config.clusters {
-            let ports = ports(&app.config, &cluster.name, &app.doors, &groups);
-            let running = RunningCluster::start(cluster, ports, &app.home);
+            let entrances = app.entrances(&cluster.name, &groups);
+            let running = RunningCluster::start(cluster, entrances, &app.home);
             app.clusters.insert(Arc::clone(&cluster.name), running);
         }
         for config in app.config.listeners.clone() {
+            if config.mode == Mode::Direct {
+                let cluster = &app.clusters[&config.cluster];
+                app.directs.run(config, cluster, &app.plane);
+                continue;
+            }
             let settings = app.settings(config);
             let listener = Listener::new(settings);
             app.listeners
@@ -137,7 +164,8 @@ impl App {
     /// The real addresses of all listeners.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let mut addresses: Vec<_> = self.doors.values().map(|door| door.address()).collect();
+        let relayed = self.doors.values().map(|door| door.address());
+        let mut addresses: Vec<_> = relayed.chain(self.directs.addresses()).collect();
         addresses.sort_unstable();
         addresses
     }
@@ -168,6 +196,34 @@ impl App {
         }
     }
 
+    /// What leads to the workers of a cluster; `groups` are the addresses that no door has yet.
+    fn entrances(&self, cluster: &str, groups: &HashMap<Place, BoundGroup>) -> Entrances {
+        let relayed = |place: &Place| {
+            let door = self.doors.get(place).map(|door| door.address());
+            door.or_else(|| groups.get(place).map(BoundGroup::address))
+        };
+        let doors = self.directs.doors(cluster);
+        let addresses: Vec<SocketAddr> = match self.directs.addresses_of(cluster) {
+            Some(addresses) => addresses,
+            None => {
+                let listeners = self.config.listeners.iter();
+                let ours = listeners.filter(|listener| &*listener.cluster == cluster);
+                let places = ours.flat_map(Place::of);
+                places.filter_map(|place| relayed(&place)).collect()
+            }
+        };
+        let mut ports = Vec::new();
+        for port in addresses.iter().map(SocketAddr::port) {
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+        }
+        Entrances {
+            ports: ports.into(),
+            doors,
+        }
+    }
+
     fn settings(&self, config: config::Listener) -> Settings {
         let cluster = self.clusters[&config.cluster].cluster().clone();
         Settings { config, cluster }
@@ -194,7 +250,8 @@ fn bind_new(
     open: &HashMap<Place, Arc<Door>>,
 ) -> Result<HashMap<Place, BoundGroup>, StartError> {
     let mut groups = HashMap::default();
-    for listener in &config.listeners {
+    let relayed = |listener: &&config::Listener| listener.mode == Mode::Tcp;
+    for listener in config.listeners.iter().filter(relayed) {
         for place in Place::of(listener).filter(|place| !open.contains_key(place)) {
             let port = place.bind.addr.port();
             let is_ours = open.values().any(|door| door.address().port() == port);
@@ -203,7 +260,7 @@ fn bind_new(
             } else {
                 Neighbour::None
             };
-            let group = BoundGroup::bind(place.bind, config.threads, neighbour);
+            let group = BoundGroup::bind(place.bind, config.threads, neighbour, listener.backlog);
             let group = group.map_err(|source| StartError::Bind {
                 listener: Arc::clone(&listener.name),
                 source,
@@ -212,27 +269,6 @@ fn bind_new(
         }
     }
     Ok(groups)
-}
-
-/// The ports of all listeners that lead to a cluster, each once, in the order of the file.
-fn ports(
-    config: &Config,
-    cluster: &str,
-    doors: &HashMap<Place, Arc<Door>>,
-    groups: &HashMap<Place, BoundGroup>,
-) -> Arc<[u16]> {
-    let mut ports = Vec::new();
-    let listeners = config.listeners.iter();
-    for place in listeners
-        .filter(|l| &*l.cluster == cluster)
-        .flat_map(Place::of)
-    {
-        let door = doors.get(&place).map(|door| door.address());
-        let address = door.or_else(|| groups.get(&place).map(BoundGroup::address));
-        let port = address.map(|address| address.port());
-        ports.extend(port.filter(|port| !ports.contains(port)));
-    }
-    ports.into()
 }
 
 /// Closes doors, all at once: each takes its time.

@@ -10,11 +10,11 @@ use tracing::{info, warn};
 use super::{
     App, Place, StartError, bind_new, close_all,
     cluster::{RunningCluster, stop_workers},
-    ports,
+    direct::refuse_changes,
 };
 use crate::{
     cluster::{Cluster, Slot},
-    config::Config,
+    config::{Config, Mode},
     proxy::{BoundGroup, Cut, Listener},
 };
 
@@ -33,6 +33,7 @@ impl App {
             );
             config.threads = self.config.threads;
         }
+        refuse_changes(&self.config, &config)?;
         let mut groups = bind_new(&config, &self.doors)?;
 
         self.plane.set_max_connections(config.max_connections);
@@ -54,18 +55,18 @@ impl App {
 
     async fn change_clusters(&mut self, groups: &HashMap<Place, BoundGroup>) {
         for config in &self.config.clusters {
-            let ports = ports(&self.config, &config.name, &self.doors, groups);
+            let entrances = self.entrances(&config.name, groups);
             let Some(running) = self.clusters.get_mut(&config.name) else {
-                let running = RunningCluster::start(config, ports, &self.home);
+                let running = RunningCluster::start(config, entrances, &self.home);
                 self.clusters.insert(Arc::clone(&config.name), running);
                 continue;
             };
             let before = running.cluster().load();
             if *before.config == *config {
-                running.supervise(config, ports, &self.home);
+                running.supervise(config, entrances, &self.home);
                 continue;
             }
-            running.configure(config, ports, &self.home).await;
+            running.configure(config, entrances, &self.home).await;
             let cluster = running.cluster().clone();
             let supervisor = running.take_idle_supervisor();
             let drain = before.config.drain.timeout;
@@ -94,7 +95,9 @@ impl App {
     /// Gives the listeners that the configuration no longer names.
     fn change_listeners(&mut self, groups: &mut HashMap<Place, BoundGroup>) -> Vec<Arc<Listener>> {
         let mut old = std::mem::take(&mut self.listeners);
-        for config in self.config.listeners.clone() {
+        let listeners = self.config.listeners.iter();
+        let relayed = listeners.filter(|listener| listener.mode == Mode::Tcp);
+        for config in relayed.cloned().collect::<Vec<_>>() {
             let settings = self.settings(config);
             let listener = match old.remove(&settings.config.name) {
                 Some(listener) => {

@@ -112,6 +112,7 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
     })?;
     let command = vec![exe.display().to_string(), demo::WORKER_COMMAND.into()];
     let options = RunOptions {
+        mode: None,
         listen,
         workers: Some(workers),
         contract: None,

@@ -1,7 +1,7 @@
 //! `homescar run`: the whole job without a configuration file.
 
 use super::{Exit, LogArguments, complain_faults, serve};
-use crate::config::{Config, ContractChoice, Facts, Log, RunOptions};
+use crate::config::{Config, ContractChoice, Facts, Log, Mode, RunOptions};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -15,6 +15,10 @@ pub(super) struct Arguments {
     /// (LISTEN_FDS), `node` (Node's cluster protocol) or `auto` (`node` for node, else `port`)
     #[arg(long, value_name = "CONTRACT", default_value = "auto")]
     contract: ContractChoice,
+    /// How clients are brought to it: `direct` (the kernel hands them over; needs contract `fd` or
+    /// `node`) or `tcp` (a relay) [default: direct where it can be]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
     #[command(flatten)]
     log: LogArguments,
     /// The worker's program and its arguments
@@ -27,6 +31,7 @@ pub(super) fn run(arguments: Arguments) -> Exit {
         listen,
         workers,
         contract,
+        mode,
         log,
         command,
     } = arguments;
@@ -35,6 +40,7 @@ pub(super) fn run(arguments: Arguments) -> Exit {
         listen,
         workers,
         contract: contract.0,
+        mode,
         command,
         log,
     };

@@ -37,7 +37,8 @@ pub struct Entry {
 impl Snapshot {
     /// The state of a cluster that was just configured: static backends are taken to be well,
     /// supervised slots are empty.
-    pub(super) fn configured(config: &config::Cluster) -> Self {
+    #[must_use]
+    pub fn configured(config: &config::Cluster) -> Self {
         Self::rebuilt(1, Arc::new(config.clone()), &[])
     }
 

@@ -133,6 +133,28 @@ fn socket_addr(text: &str, example: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// The first of the addresses that lead to the slots of a direct listener.
+pub(super) fn probes(text: &str) -> Result<Ipv4Addr, String> {
+    let typed = quoted(text);
+    let Ok(address) = text.parse::<Ipv4Addr>() else {
+        return Err(format!(
+            "{typed} is not an IPv4 address; write one as in \"127.72.83.0\""
+        ));
+    };
+    let [first, second, ..] = address.octets();
+    match (first, second) {
+        (127, 0) => Err(format!(
+            "{typed}: clients of this machine come from 127.0.0.0/16; choose another loopback \
+             address, as in \"127.72.83.0\""
+        )),
+        (127, _) => Ok(address),
+        _ => Err(format!(
+            "{typed}: whoever can send from such an address would choose its slot; choose a \
+             loopback address, as in \"127.72.83.0\""
+        )),
+    }
+}
+
 fn port_number(text: &str) -> Result<u16, String> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {

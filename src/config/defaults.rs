@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    net::Ipv4Addr,
     num::{NonZeroU32, NonZeroUsize},
     path::Path,
     time::Duration,
@@ -14,6 +15,12 @@ use super::{
 
 /// Where `homescar run` listens.
 pub(super) const LISTEN: &str = "127.0.0.1:3000";
+
+/// How many connections may wait at each socket of a listener.
+pub(super) const BACKLOG: u32 = 4096;
+
+/// The probe address of slot 0 in direct mode.
+pub(super) const PROBES: Ipv4Addr = Ipv4Addr::new(127, 72, 83, 0);
 
 /// The status that an HTTP check expects.
 pub(super) const EXPECT: u16 = 200;
@@ -85,13 +92,19 @@ impl Default for Log {
 }
 
 impl Cluster {
+    /// The processes that fill its slots, when homescar runs them.
+    #[must_use]
+    pub fn supervised(&self) -> Option<&Workers> {
+        match &self.source {
+            Source::Workers(workers) => Some(workers),
+            Source::Static(_) => None,
+        }
+    }
+
     /// How many workers it has.
     #[must_use]
     pub fn workers(&self) -> usize {
-        match &self.source {
-            Source::Workers(workers) => workers.count.get(),
-            Source::Static(_) => 0,
-        }
+        self.supervised().map_or(0, |workers| workers.count.get())
     }
 
     /// A cluster of which only the name and the source were written. Workers are checked by TCP

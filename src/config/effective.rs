@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write};
 
 use super::{
-    Address, Check, Cluster, Config, Key, Listener, Source, StaticBackend, Workers, address,
+    Address, Check, Cluster, Config, Key, Listener, Mode, Source, StaticBackend, Workers, address,
     value::{duration_of, key, quoted},
     word::{self, KeyKind},
 };
@@ -38,8 +38,13 @@ impl Config {
 fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {
     writeln!(out, "\n[listener.{}]", key(&listener.name))?;
     writeln!(out, "bind = {}", list(&listener.bind))?;
-    writeln!(out, "mode = \"tcp\"")?;
+    writeln!(out, "mode = \"{}\"", word::word_of(listener.mode))?;
+    writeln!(out, "backlog = {}", listener.backlog)?;
+    writeln!(out, "probes = \"{}\"", listener.probes)?;
     writeln!(out, "cluster = {}", quoted(&listener.cluster))?;
+    if listener.mode == Mode::Direct {
+        return Ok(());
+    }
     writeln!(out, "accept_proxy = {}", listener.accept_proxy)?;
     writeln!(out, "trusted = {}", list(&listener.trusted))?;
     let limits = listener.limits;

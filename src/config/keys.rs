@@ -103,6 +103,8 @@ pub(super) static LISTENER: Keys = Keys {
     ..Keys::new(&[
         "bind",
         "mode",
+        "backlog",
+        "probes",
         "cluster",
         "accept_proxy",
         "trusted",

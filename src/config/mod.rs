@@ -24,7 +24,7 @@ mod network;
 use std::{
     collections::BTreeMap,
     fmt,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     sync::Arc,
@@ -58,6 +58,14 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where it listens; never empty.
     pub bind: Vec<Bind>,
+    /// How it carries connections. Default [`Mode::Tcp`].
+    pub mode: Mode,
+    /// Connections that may wait to be accepted, for each socket; the kernel cuts it to
+    /// `net.core.somaxconn`. Default 4096.
+    pub backlog: u32,
+    /// In direct mode: a connection from this loopback address plus *i* goes to slot *i*, whatever
+    /// the hash says. Default 127.72.83.0.
+    pub probes: Ipv4Addr,
     /// The name of the cluster that it serves; it exists.
     pub cluster: Arc<str>,
     /// A PROXY protocol header is required in front of each connection.
@@ -69,6 +77,18 @@ pub struct Listener {
     /// Deadlines.
     pub timeouts: Timeouts,
 }
+
+/// How a listener carries connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A relay in user space.
+    Tcp,
+    /// Not at all: the kernel hands each connection to its worker.
+    Direct,
+}
+
+/// Slots behind a direct listener: what the kernel takes as one program.
+pub const MAX_DIRECT_SLOTS: usize = 180;
 
 /// One address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,6 +176,13 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix stream socket.
     Unix(PathBuf),
+    /// A slot of a direct listener: TCP to the listener, from the address that leads to the slot.
+    Probe {
+        /// The listener.
+        to: SocketAddr,
+        /// The slot's probe address.
+        from: Ipv4Addr,
+    },
 }
 
 impl fmt::Display for Address {
@@ -163,6 +190,7 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(addr) => write!(f, "{addr}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Probe { to, from } => write!(f, "{to} from {from}"),
         }
     }
 }

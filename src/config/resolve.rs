@@ -4,6 +4,7 @@
 //! fault down; the result is used only when nothing was written down.
 
 mod cluster;
+mod direct;
 mod workers;
 
 use std::{
@@ -15,16 +16,18 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    Bind, Config, Facts, Faults, Limits, Listener, Log, Timeouts, address,
+    Bind, Config, Facts, Faults, Limits, Listener, Log, Mode, Timeouts, address, defaults,
     fault::Ledger,
     file::{Item, Section},
     keys::{self, closest},
     value,
-    word::Tcp,
 };
 
 /// How many threads or workers there may be.
 pub(super) const MAX_COUNT: usize = 1024;
+
+/// The kernel keeps it in an `int`.
+const MAX_BACKLOG: u64 = i32::MAX as u64;
 
 /// What the readers need besides the file.
 struct Context<'a> {
@@ -75,7 +78,7 @@ impl Context<'_> {
         Config {
             threads: self.threads(root),
             max_connections: self.max_connections(root, workers),
-            listeners: listeners(root, known.then_some(&names)),
+            listeners: listeners(root, known.then_some(&names), &clusters),
             clusters,
             log: log(root),
         }
@@ -127,9 +130,13 @@ fn auto_or_count(item: &Item<'_>) -> Option<Option<NonZeroUsize>> {
     NonZeroUsize::new(count).map(Some)
 }
 
-/// The listeners, in the order of the file. `clusters` are the names that exist, if that much
-/// is known.
-fn listeners(root: &Section<'_>, clusters: Option<&Vec<&str>>) -> Vec<Listener> {
+/// The listeners, in the order of the file. `names` are those of the clusters that exist, if that
+/// much is known.
+fn listeners(
+    root: &Section<'_>,
+    names: Option<&Vec<&str>>,
+    clusters: &[super::Cluster],
+) -> Vec<Listener> {
     let what = "add a table [listener.NAME] with `bind` and `cluster`";
     let Some(item) = root.require("listener", what) else {
         return Vec::new();
@@ -148,23 +155,34 @@ fn listeners(root: &Section<'_>, clusters: Option<&Vec<&str>>) -> Vec<Listener> 
             continue;
         };
         let cluster = section.require("cluster", "name the cluster that it serves");
-        let cluster = cluster.and_then(|item| known_cluster(&item, clusters));
+        let cluster = cluster.and_then(|item| known_cluster(&item, names));
         let bind = section.require("bind", "write where to listen, as in \"127.0.0.1:3000\"");
         let bind = bind.map(|item| binds(&item, &mut bound));
-        if let Some(item) = section.get("mode") {
-            item.word::<Tcp>();
-        }
+        let mode = section.get("mode").and_then(|item| item.word());
+        let backlog = section.get("backlog");
+        let backlog = backlog.and_then(|item| item.integer(1..=MAX_BACKLOG));
+        let probes = section.get("probes");
+        let probes = probes.and_then(|item| item.parsed(address::probes));
         let accept_proxy = section.get("accept_proxy").and_then(|item| item.boolean());
         let accept_proxy = accept_proxy.unwrap_or(false);
-        listeners.push(Listener {
+        let listener = Listener {
             name: entry.name.into(),
             bind: bind.unwrap_or_default(),
+            mode: mode.unwrap_or(Mode::Tcp),
+            backlog: backlog
+                .and_then(|backlog| u32::try_from(backlog).ok())
+                .unwrap_or(defaults::BACKLOG),
+            probes: probes.unwrap_or(defaults::PROBES),
             cluster: cluster.unwrap_or_else(|| Arc::from("")),
             accept_proxy,
             trusted: trusted(&section, accept_proxy),
             limits: limits(&section),
             timeouts: timeouts(&section),
-        });
+        };
+        if listener.mode == Mode::Direct {
+            direct::check(&section, &listener, clusters, &listeners);
+        }
+        listeners.push(listener);
     }
     listeners
 }

@@ -3,8 +3,8 @@
 use std::{num::NonZeroUsize, sync::Arc};
 
 use super::{
-    Bind, Cluster, Config, Contract, Facts, Faults, Limits, Listener, Log, Source, Timeouts,
-    Workers, address, defaults, fault::Ledger, resolve::MAX_COUNT, value,
+    Bind, Cluster, Config, Contract, Facts, Faults, Limits, Listener, Log, MAX_DIRECT_SLOTS, Mode,
+    Source, Timeouts, Workers, address, defaults, fault::Ledger, resolve::MAX_COUNT, value, word,
 };
 
 /// What was typed after `homescar run`.
@@ -16,6 +16,8 @@ pub struct RunOptions {
     pub workers: Option<usize>,
     /// `--contract`. Default: [`Contract::of_command`].
     pub contract: Option<Contract>,
+    /// `--mode`. Default: [`Mode::Direct`] where that can be, else [`Mode::Tcp`].
+    pub mode: Option<Mode>,
     /// Program and arguments.
     pub command: Vec<String>,
     /// `--log-format` and `--log-level`.
@@ -28,17 +30,20 @@ pub(super) fn resolve(options: RunOptions, facts: &Facts) -> Result<Config, Faul
     let bind = binds(&options.listen, &ledger);
     let count = count(options.workers, facts, &ledger);
     check_command(&options.command, facts, &ledger);
-    ledger.close(None, "")?;
-    let contract = options.contract;
     let workers = Workers::new(options.command, count);
     let workers = Workers {
-        contract: contract.unwrap_or(workers.contract),
+        contract: options.contract.unwrap_or(workers.contract),
         ..workers
     };
+    let mode = mode(options.mode, &workers, &bind, &ledger);
+    ledger.close(None, "")?;
     let cluster = Cluster::new("app", Source::Workers(Arc::new(workers)));
     let listener = Listener {
         name: "web".into(),
         bind,
+        mode,
+        backlog: defaults::BACKLOG,
+        probes: defaults::PROBES,
         cluster: Arc::clone(&cluster.name),
         accept_proxy: false,
         trusted: Vec::new(),
@@ -52,6 +57,47 @@ pub(super) fn resolve(options: RunOptions, facts: &Facts) -> Result<Config, Faul
         clusters: vec![cluster],
         log: options.log,
     })
+}
+
+/// Direct mode wherever nothing speaks against it.
+fn mode(wanted: Option<Mode>, workers: &Workers, bind: &[Bind], ledger: &Ledger) -> Mode {
+    match (wanted, not_direct(workers, bind)) {
+        (Some(Mode::Direct), Some(why)) => {
+            ledger.add(0, "--mode direct", why);
+            Mode::Direct
+        }
+        (Some(mode), _) => mode,
+        (None, Some(_)) => Mode::Tcp,
+        (None, None) => Mode::Direct,
+    }
+}
+
+/// Why the kernel cannot hand clients to these workers.
+fn not_direct(workers: &Workers, bind: &[Bind]) -> Option<String> {
+    let (contract, count) = (workers.contract, workers.count.get());
+    let takes_ipv4 = |bind: &Bind| bind.addr.is_ipv4() || bind.dual_stack;
+    match contract {
+        Contract::Port | Contract::Unix => Some(format!(
+            "hands the listening socket to the workers, and contract {} does not; say --contract \
+             fd (LISTEN_FDS) or node if they take it, or leave --mode out",
+            word::word_of(contract)
+        )),
+        Contract::Node if bind.len() > 1 => Some(
+            "has one socket for each address, and a Node server listens on one; give one --listen \
+             (:PORT is IPv4 and IPv6), or leave --mode out"
+                .to_owned(),
+        ),
+        _ if count > MAX_DIRECT_SLOTS => Some(format!(
+            "has room for {MAX_DIRECT_SLOTS} workers in the kernel's program, not for {count}; \
+             leave --mode out"
+        )),
+        _ if !bind.iter().any(takes_ipv4) => Some(
+            "reaches its workers for checks by IPv4; listen on :PORT (both versions) or on an \
+             IPv4 address as well, or leave --mode out"
+                .to_owned(),
+        ),
+        _ => None,
+    }
 }
 
 fn at_most(cores: NonZeroUsize) -> NonZeroUsize {

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::{
-    Contract, Key, LogFormat, LogLevel, ProxyVersion, ReadyBy, keys::closest, value::quoted,
+    Contract, Key, LogFormat, LogLevel, Mode, ProxyVersion, ReadyBy, keys::closest, value::quoted,
 };
 
 /// A type with a word for each of its values.
@@ -56,13 +56,9 @@ pub(super) fn choices<T: Word>() -> String {
     }
 }
 
-/// How a listener carries connections. This version has one way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tcp;
-
-impl Word for Tcp {
-    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self)];
-    const LATER: &'static [&'static str] = &["http", "direct"];
+impl Word for Mode {
+    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("direct", Self::Direct)];
+    const LATER: &'static [&'static str] = &["http"];
 }
 
 /// What `affinity.key` says, before the prefixes are known.
@@ -149,6 +145,14 @@ impl FromStr for ContractChoice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         word(text).map(Self)
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        word(text)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -96,31 +96,42 @@ impl Target {
             accepting(backlog).await?;
         }
         match &self.address {
-            Address::Tcp(addr) => {
-                let socket = match addr {
-                    SocketAddr::V4(_) => TcpSocket::new_v4(),
-                    SocketAddr::V6(_) => TcpSocket::new_v6(),
-                }
-                .map_err(not_connected)?;
-                // Closed by a reset, so that no check leaves a TIME_WAIT behind; set before it
-                // connects, as the deadline may end it at any moment.
-                socket.set_zero_linger().map_err(not_connected)?;
-                let stream = match socket.connect(*addr).await {
-                    // No ports are left, or, more likely with IPv6, there is no IPv6 here.
-                    Err(error)
-                        if addr.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable =>
-                    {
-                        return Err(silent(&format!("cannot connect: {error}")).into());
-                    }
-                    connected => connected.map_err(not_connected)?,
-                };
-                self.converse(stream, &addr.to_string(), status).await
-            }
+            Address::Tcp(addr) => self.attempt_tcp(*addr, None, status).await,
+            Address::Probe { to, from } => self.attempt_tcp(*to, Some(*from), status).await,
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(not_connected)?;
                 self.converse(stream, "localhost", status).await
             }
         }
+    }
+
+    async fn attempt_tcp(
+        &self,
+        to: SocketAddr,
+        from: Option<Ipv4Addr>,
+        status: &OnceLock<u16>,
+    ) -> Result<(), Trouble> {
+        let socket = match to {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }
+        .map_err(not_connected)?;
+        // Closed by a reset, so that no check leaves a TIME_WAIT behind; set before it connects,
+        // as the deadline may end it at any moment.
+        socket.set_zero_linger().map_err(not_connected)?;
+        if let Some(from) = from {
+            socket
+                .bind(SocketAddr::from((from, 0)))
+                .map_err(not_connected)?;
+        }
+        let stream = match socket.connect(to).await {
+            // No ports are left, or, more likely with IPv6, there is no IPv6 here.
+            Err(error) if to.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
+                return Err(silent(&format!("cannot connect: {error}")).into());
+            }
+            connected => connected.map_err(not_connected)?,
+        };
+        self.converse(stream, &to.to_string(), status).await
     }
 
     async fn converse<S>(

@@ -12,9 +12,6 @@ use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type}
 
 use crate::config::Bind;
 
-/// Connections that may wait to be accepted, per socket; the kernel cuts it to `somaxconn`.
-const BACKLOG: i32 = 4096;
-
 /// A silent peer is asked for a sign of life after this long …
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 /// … this often …
@@ -57,14 +54,30 @@ impl BoundGroup {
         bind: Bind,
         threads: NonZeroUsize,
         neighbour: Neighbour,
+        backlog: u32,
     ) -> Result<Self, BindError> {
-        let group = match group(bind.addr, bind.dual_stack, threads, neighbour) {
+        let group = Self::reserve(bind, threads, neighbour)?;
+        listen(&group.sockets, bind, backlog)?;
+        Ok(group)
+    }
+
+    /// Binds, and does not listen yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](Self::bind), but for what only `listen` finds.
+    pub fn reserve(
+        bind: Bind,
+        sockets: NonZeroUsize,
+        neighbour: Neighbour,
+    ) -> Result<Self, BindError> {
+        let group = match group(bind.addr, bind.dual_stack, sockets, neighbour) {
             // A host without IPv6.
             Err(error) if bind.dual_stack && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                 group(
                     (Ipv4Addr::UNSPECIFIED, bind.addr.port()).into(),
                     false,
-                    threads,
+                    sockets,
                     neighbour,
                 )
             }
@@ -82,9 +95,29 @@ impl BoundGroup {
         self.address
     }
 
-    pub(super) fn into_sockets(self) -> Vec<TcpListener> {
+    /// The sockets, in the order in which they joined the group.
+    #[must_use]
+    pub fn into_sockets(self) -> Vec<TcpListener> {
         self.sockets
     }
+}
+
+/// Lets clients in, at sockets that are bound to one address. They join its group in their order.
+///
+/// # Errors
+/// When another process was faster to listen there.
+pub fn listen<'a>(
+    sockets: impl IntoIterator<Item = &'a TcpListener>,
+    bind: Bind,
+    backlog: u32,
+) -> Result<(), BindError> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    let mut sockets = sockets.into_iter();
+    let listening = sockets.try_for_each(|socket| SockRef::from(socket).listen(backlog));
+    listening.map_err(|source| BindError {
+        bind: bind.addr,
+        source,
+    })
 }
 
 /// The options of every connection: small writes go out at once, and a peer that has vanished is
@@ -100,7 +133,10 @@ pub(super) fn set_options(socket: SockRef<'_>) -> io::Result<()> {
 
 /// Makes a listening socket ignore whoever knocks from now on: every segment with SYN and without
 /// ACK is dropped. Handshakes that have begun go on.
-pub(super) fn refuse_handshakes(socket: &impl AsFd) -> io::Result<()> {
+///
+/// # Errors
+/// What `setsockopt(2)` gives.
+pub fn refuse_handshakes(socket: &impl AsFd) -> io::Result<()> {
     /// Where a TCP header has its flags, and the two that matter (RFC 9293, section 3.1).
     const FLAGS: u32 = 13;
     const SYN: u32 = 0x02;
@@ -129,7 +165,7 @@ pub(super) fn refuse_handshakes(socket: &impl AsFd) -> io::Result<()> {
 fn group(
     addr: SocketAddr,
     dual_stack: bool,
-    threads: NonZeroUsize,
+    count: NonZeroUsize,
     neighbour: Neighbour,
 ) -> io::Result<BoundGroup> {
     // The first socket is bound alone and joins the group afterwards: sockets that are bound with
@@ -143,14 +179,11 @@ fn group(
         .as_socket()
         .ok_or(io::ErrorKind::InvalidData)?;
     let mut sockets = vec![first];
-    for _ in 1..threads.get() {
+    for _ in 1..count.get() {
         let next = socket(addr, dual_stack)?;
         next.set_reuse_port(true)?;
         next.bind(&address.into())?;
         sockets.push(next);
-    }
-    for socket in &sockets {
-        socket.listen(BACKLOG)?;
     }
     Ok(BoundGroup {
         address,

@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, ErrorKind},
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use socket2::SockRef;
 use tokio::{
-    net::{TcpStream, UnixStream},
+    net::{TcpSocket, TcpStream, UnixStream},
     time::{Instant, sleep, timeout},
 };
 
@@ -53,12 +54,12 @@ pub(super) struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    pub(super) const fn new(cluster: &'a Cluster, key: AffinityKey) -> Self {
+    pub(super) fn new(cluster: &'a Cluster, key: AffinityKey, may_hold: bool) -> Self {
         Self {
             cluster,
             key,
             failed: Vec::new(),
-            hold_until: None,
+            hold_until: (!may_hold).then(Instant::now),
         }
     }
 
@@ -184,6 +185,13 @@ async fn open(address: &Address) -> io::Result<Upstream> {
             }
             Ok(Upstream::Tcp(stream))
         }
+        Address::Probe { to, from } => {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::from((*from, 0)))?;
+            let stream = socket.connect(*to).await?;
+            stream.set_nodelay(true)?;
+            Ok(Upstream::Tcp(stream))
+        }
         Address::Unix(path) => loop {
             match UnixStream::connect(path).await {
                 // Its queue is full. Over TCP the kernel would try again; here we do.
@@ -218,7 +226,7 @@ mod tests {
         let stats = Arc::clone(&cluster.load().entries[0].slot.stats);
         let held = || stats.held.load(Relaxed);
         {
-            let mut search = Search::new(&cluster, AffinityKey::from_bits(1));
+            let mut search = Search::new(&cluster, AffinityKey::from_bits(1), true);
             let peer = ([127, 0, 0, 1], 1).into();
             let mut record = ConnectionRecord::new("web".into(), peer);
             let mut connect = Box::pin(search.connect(&mut record));

@@ -84,7 +84,7 @@ async fn admitted(
     };
 
     let key = identify::key(record.client(), affinity);
-    let mut search = Search::new(&settings.cluster, key);
+    let mut search = Search::new(&settings.cluster, key, listener.holds);
     loop {
         // A client that goes while it waits for a backend shall not be waited for.
         let (upstream, send_proxy) = tokio::select! {

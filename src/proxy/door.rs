@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdTcpStream},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -122,8 +122,27 @@ async fn accept_until(
 }
 
 fn start(door: &Door, admission: &Admission, (stream, peer): (TcpStream, SocketAddr)) {
+    serve(door.listener.load_full(), admission, stream, peer);
+}
+
+/// Serves a client that was accepted elsewhere, on this thread.
+pub(super) fn take(
+    listener: &Arc<Listener>,
+    admission: &Admission,
+    stream: StdTcpStream,
+    peer: SocketAddr,
+) {
+    let stream = stream
+        .set_nonblocking(true)
+        .and_then(|()| TcpStream::from_std(stream));
+    match stream {
+        Ok(stream) => serve(Arc::clone(listener), admission, stream, peer),
+        Err(error) => warn!(client = %peer, %error, "cannot be served"),
+    }
+}
+
+fn serve(listener: Arc<Listener>, admission: &Admission, stream: TcpStream, peer: SocketAddr) {
     let global = admission.enter();
-    let listener = door.listener.load_full();
     registry::spawn(Arc::clone(&listener), |ticket| {
         connection::serve(listener, stream, peer, global, ticket)
     });

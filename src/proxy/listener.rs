@@ -19,6 +19,8 @@ pub struct Listener {
     pub(super) open: Arc<Gauge>,
     pub(super) clients: Arc<Clients>,
     pub(super) complaints: Complaints,
+    /// Whether its clients may be held for their slot.
+    pub(super) holds: bool,
 }
 
 /// What a new connection is treated by. A connection keeps those it began with.
@@ -34,13 +36,24 @@ impl Listener {
     /// A listener without an address.
     #[must_use]
     pub fn new(settings: Settings) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(settings, true))
+    }
+
+    /// A listener for clients that have waited for their slot already.
+    #[must_use]
+    pub fn without_hold(settings: Settings) -> Arc<Self> {
+        Arc::new(Self::with(settings, false))
+    }
+
+    fn with(settings: Settings, holds: bool) -> Self {
+        Self {
             name: Arc::clone(&settings.config.name),
             settings: ArcSwap::from_pointee(settings),
             open: Arc::default(),
             clients: Arc::new(Clients::new()),
             complaints: Complaints::default(),
-        })
+            holds,
+        }
     }
 
     /// Its name in the configuration.

@@ -18,7 +18,7 @@ mod record;
 mod registry;
 mod relay;
 
-pub use bind::{BindError, BoundGroup, Neighbour};
+pub use bind::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes};
 pub use door::Door;
 pub use listener::{Listener, Settings};
 pub use plane::DataPlane;

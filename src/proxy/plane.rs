@@ -1,7 +1,18 @@
 //! The threads of the data plane: one current-thread runtime each, nothing shared but what a
 //! connection loads once.
 
-use std::{io, num::NonZeroUsize, pin::pin, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    num::NonZeroUsize,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use tokio::{
     runtime::{Builder, Handle},
@@ -12,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     admit::Admission,
     bind::BoundGroup,
-    door::{Door, accept},
+    door::{self, Door, accept},
     listener::Listener,
     registry::{self, Cut},
 };
@@ -23,6 +34,8 @@ pub struct DataPlane {
     threads: Vec<Thread>,
     stop: CancellationToken,
     admission: Arc<Admission>,
+    /// Whose turn it is to take a client.
+    next: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -47,6 +60,7 @@ impl DataPlane {
             threads,
             stop,
             admission: Arc::new(admission),
+            next: AtomicUsize::new(0),
         })
     }
 
@@ -76,6 +90,15 @@ impl DataPlane {
             door.accepting().spawn_on(accept, &thread.runtime);
         }
         door
+    }
+
+    /// Serves a client that was accepted elsewhere.
+    pub fn take(&self, listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr) {
+        let next = self.next.fetch_add(1, Relaxed) % self.threads.len();
+        let (listener, admission) = (Arc::clone(listener), Arc::clone(&self.admission));
+        let _detached = self.threads[next]
+            .runtime
+            .spawn(async move { door::take(&listener, &admission, stream, peer) });
     }
 
     /// Cuts connections, and waits until each thread has done so.

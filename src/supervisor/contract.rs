@@ -44,6 +44,36 @@ const NOT_INHERITED: [&str; 11] = [
     "LISTEN_PIDFDID",
 ];
 
+/// What leads into a cluster from outside, as far as its workers have to do with it.
+#[derive(Clone, Debug, Default)]
+pub struct Entrances {
+    /// Ports of its listeners, each once: what Node workers are expected to listen on.
+    pub ports: Arc<[u16]>,
+    /// In direct mode.
+    pub doors: Option<Arc<dyn Doors>>,
+}
+
+/// The public listening sockets of a cluster's slots, where the kernel leads clients straight to
+/// their worker.
+pub trait Doors: std::fmt::Debug + Send + Sync {
+    /// Those of one slot.
+    ///
+    /// # Errors
+    /// When they cannot be opened.
+    fn of_slot(&self, index: usize) -> io::Result<SlotDoors>;
+}
+
+/// The public sockets of one slot.
+#[derive(Clone, Debug)]
+pub struct SlotDoors {
+    /// One for each address of the listener; at least one.
+    pub sockets: Vec<Arc<TcpListener>>,
+    /// Where this machine reaches the slot for sure.
+    pub address: Address,
+    /// Connections that may wait in each.
+    pub backlog: u32,
+}
+
 /// What a slot keeps from generation to generation.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -154,7 +184,7 @@ impl Room {
     pub(super) fn prepare(
         &mut self,
         workers: &Workers,
-        ports: &[u16],
+        entrances: &Entrances,
         generation: u32,
     ) -> io::Result<Prepared> {
         let user = workers.user.as_deref().map(find_user).transpose()?;
@@ -168,8 +198,8 @@ impl Room {
                 let env = vec![("PORT", path.clone().into())];
                 Access::to(Address::Unix(path), env)
             }
-            Contract::Fd => self.descriptor()?,
-            Contract::Node => self.channel(workers, ports)?,
+            Contract::Fd => self.descriptors(entrances)?,
+            Contract::Node => self.channel(workers, entrances)?,
         };
         let own = &mut access.env;
         own.push(("NOTIFY_SOCKET", notify.path().into()));
@@ -239,33 +269,54 @@ impl Room {
         })
     }
 
-    fn descriptor(&mut self) -> io::Result<Access> {
-        let listener = self.listener()?;
-        let pass: Vec<OwnedFd> = vec![listener.try_clone()?.into()];
+    fn descriptors(&mut self, entrances: &Entrances) -> io::Result<Access> {
+        let (sockets, address) = match &entrances.doors {
+            Some(doors) => {
+                let doors = doors.of_slot(self.index)?;
+                (doors.sockets, doors.address)
+            }
+            None => {
+                let socket = self.listener()?;
+                let address = Address::Tcp(socket.local_addr()?);
+                (vec![socket], address)
+            }
+        };
+        let mut pass = Vec::<OwnedFd>::new();
+        for socket in &sockets {
+            // The flag is shared by all who hold the socket: undo what the last generation did.
+            socket.set_nonblocking(false)?;
+            pass.push(socket.try_clone()?.into());
+        }
+        let names = vec![&*self.slot; sockets.len()].join(":");
         let env = vec![
             ("LISTEN_FDS", pass.len().to_string().into()),
-            ("LISTEN_FDNAMES", self.slot.to_string().into()),
+            ("LISTEN_FDNAMES", names.into()),
         ];
-        let address = Address::Tcp(listener.local_addr()?);
         Ok(Access {
-            backlog: Some(Backlog::new(listener)),
+            backlog: sockets.into_iter().next().map(Backlog::new),
             pass,
             listens: true,
             ..Access::to(address, env)
         })
     }
 
-    fn channel(&mut self, workers: &Workers, ports: &[u16]) -> io::Result<Access> {
+    fn channel(&mut self, workers: &Workers, entrances: &Entrances) -> io::Result<Access> {
+        let Entrances { ports, doors } = entrances;
         let index = self.index;
+        let doors = doors
+            .as_ref()
+            .map(|doors| doors.of_slot(index))
+            .transpose()?;
         let sockets = Arc::clone(self.sockets.get_or_insert_with(|| {
             let own = OwnAddress::reserve(index);
             let own = own.inspect_err(|error| {
                 warn!(%error, "no loopback address for a slot of its own: workers see other ports");
             });
-            Arc::new(SlotSockets::new(own.ok()))
+            Arc::new(SlotSockets::new(own.ok(), doors))
         }));
         // Most likely the right one; the worker is going to say.
         let socket = sockets.at(self.known.or_else(|| ports.first().copied()).unwrap_or(0))?;
+        let address = sockets.address_of(&socket)?;
         let (channel, theirs) = Channel::open(Setting {
             slot: Arc::clone(&self.slot),
             sockets,
@@ -278,10 +329,9 @@ impl Room {
             ("NODE_CHANNEL_SERIALIZATION_MODE", "json".into()),
             ("NODE_UNIQUE_ID", (self.index + 1).to_string().into()),
         ];
-        if let ([port], false) = (ports, workers.env.contains_key("PORT")) {
+        if let ([port], false) = (&**ports, workers.env.contains_key("PORT")) {
             env.push(("PORT", port.to_string().into()));
         }
-        let address = Address::Tcp(socket.local_addr()?);
         Ok(Access {
             backlog: Some(Backlog::new(socket)),
             channel: Some(channel),
@@ -311,18 +361,12 @@ impl Room {
         }
     }
 
+    /// The listening socket of its own.
     fn listener(&mut self) -> io::Result<Arc<TcpListener>> {
-        let listener = match &self.listener {
+        Ok(match &self.listener {
             Some(listener) => Arc::clone(listener),
-            None => {
-                let listener = Arc::new(listen()?);
-                self.listener = Some(Arc::clone(&listener));
-                listener
-            }
-        };
-        // The flag is shared by all who hold the socket: undo what the last generation did.
-        listener.set_nonblocking(false)?;
-        Ok(listener)
+            None => Arc::clone(self.listener.insert(Arc::new(listen()?))),
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    contract::{Prepared, Room},
+    contract::{Entrances, Prepared, Room},
     home::Home,
     node::{Channel, Notice},
     notify::{Message, NotifySocket},
@@ -67,10 +67,10 @@ impl Generation {
         room: &mut Room,
         number: u32,
         workers: Arc<Workers>,
-        ports: &[u16],
+        entrances: &Entrances,
     ) -> io::Result<Self> {
         let slot = room.slot();
-        let prepared = room.prepare(&workers, ports, number)?;
+        let prepared = room.prepare(&workers, entrances, number)?;
         let Prepared {
             address,
             backlog,
@@ -135,12 +135,11 @@ impl Generation {
 
     /// Clients are to be brought to another socket.
     /// Gives whether that is news.
-    pub(super) fn moves_to(&mut self, socket: Arc<TcpListener>) -> io::Result<bool> {
-        let address = Address::Tcp(socket.local_addr()?);
+    pub(super) fn moves_to(&mut self, socket: Arc<TcpListener>, address: Address) -> bool {
         let backlog = Some(Backlog::new(socket));
         let news = (&self.address, &self.backlog) != (&address, &backlog);
         (self.address, self.backlog) = (address, backlog);
-        Ok(news)
+        news
     }
 
     /// Tells it that it is to end: by its channel, if it has one, and by TERM.

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+pub use contract::{Doors, Entrances, SlotDoors};
 pub use exec::exec_worker_main;
 pub use guard::guard_main;
 pub use home::Home;
@@ -46,8 +47,7 @@ pub struct Supervisor {
     cluster: Cluster,
     home: Arc<Home>,
     workers: Arc<Workers>,
-    /// Of the listeners that lead to the cluster.
-    ports: Arc<[u16]>,
+    entrances: Entrances,
     shared: Arc<SharedSockets>,
     /// By their number; those at the end may be retired.
     slots: Vec<SlotHandle>,
@@ -61,8 +61,6 @@ struct SlotHandle {
 
 impl Supervisor {
     /// Starts `workers.count` workers, for the slots of the same number in the cluster's table.
-    /// `ports` are those of the listeners that lead to it, each once: what Node workers are
-    /// expected to listen on.
     ///
     /// # Panics
     /// Outside of a runtime; it should be a current-thread one.
@@ -71,13 +69,13 @@ impl Supervisor {
         cluster: Cluster,
         home: Arc<Home>,
         workers: Arc<Workers>,
-        ports: Arc<[u16]>,
+        entrances: Entrances,
     ) -> Self {
         let mut supervisor = Self {
             cluster,
             home,
             workers,
-            ports,
+            entrances,
             shared: Arc::default(),
             slots: Vec::new(),
             tasks: TaskTracker::new(),
@@ -91,7 +89,7 @@ impl Supervisor {
     /// Takes on another configuration, which the cluster was told before. Slots beyond the new
     /// count are emptied: their worker ends once their connections have, or after `drain`. All
     /// else holds from each worker's next generation on.
-    pub fn configure(&mut self, workers: Arc<Workers>, ports: Arc<[u16]>, drain: Duration) {
+    pub fn configure(&mut self, workers: Arc<Workers>, entrances: Entrances, drain: Duration) {
         if runs_differently(&self.workers, &workers) {
             info!(
                 cluster = %self.cluster.name(),
@@ -100,7 +98,7 @@ impl Supervisor {
             );
         }
         self.workers = workers;
-        self.ports = ports;
+        self.entrances = entrances;
         let count = self.workers.count.get();
         for index in 0..self.slots.len().max(count) {
             let want = if index < count {
@@ -110,7 +108,7 @@ impl Supervisor {
             };
             match self.slots.get(index) {
                 Some(slot) if !slot.orders.is_closed() => {
-                    slot.order(&self.workers, &self.ports, want);
+                    slot.order(&self.workers, &self.entrances, want);
                 }
                 _ if want == Want::Run => self.start(index),
                 _ => {}
@@ -122,7 +120,7 @@ impl Supervisor {
     /// have, or after `drain`. Returns when none is left.
     pub async fn retire(&self, drain: Duration) {
         for slot in &self.slots {
-            slot.order(&self.workers, &self.ports, Want::Retire(drain));
+            slot.order(&self.workers, &self.entrances, Want::Retire(drain));
         }
         self.tasks.close();
         self.tasks.wait().await;
@@ -132,7 +130,7 @@ impl Supervisor {
     /// returns when none is left.
     pub async fn stop(&self) {
         for slot in &self.slots {
-            slot.order(&self.workers, &self.ports, Want::Stop);
+            slot.order(&self.workers, &self.entrances, Want::Stop);
         }
         self.tasks.close();
         self.tasks.wait().await;
@@ -141,7 +139,7 @@ impl Supervisor {
     /// Kills all workers now; [`stop`](Self::stop) then returns soon.
     pub fn kill_now(&self) {
         for slot in &self.slots {
-            slot.order(&self.workers, &self.ports, Want::Kill);
+            slot.order(&self.workers, &self.entrances, Want::Kill);
         }
     }
 
@@ -149,7 +147,7 @@ impl Supervisor {
     fn start(&mut self, index: usize) {
         let orders = Orders {
             workers: Arc::clone(&self.workers),
-            ports: Arc::clone(&self.ports),
+            entrances: self.entrances.clone(),
             want: Want::Run,
         };
         let (orders, receiver) = watch::channel(orders);
@@ -172,12 +170,12 @@ impl Supervisor {
 
 impl SlotHandle {
     /// Gives orders; the same again change nothing, and nothing takes a kill back.
-    fn order(&self, workers: &Arc<Workers>, ports: &Arc<[u16]>, want: Want) {
+    fn order(&self, workers: &Arc<Workers>, entrances: &Entrances, want: Want) {
         self.orders.send_if_modified(|orders| {
             let retired = matches!(orders.want, Want::Retire(_));
             let same = orders.want == want || (retired && matches!(want, Want::Retire(_)));
             orders.workers = Arc::clone(workers);
-            orders.ports = Arc::clone(ports);
+            orders.entrances = entrances.clone();
             if same || orders.want == Want::Kill {
                 return false;
             }

@@ -35,6 +35,8 @@ use self::{
     servers::{Part, Servers},
     wire::Wire,
 };
+use crate::config::Address;
+
 /// Servers that one worker may have at one time.
 const SERVERS: usize = 64;
 /// A process that has ended, and so closed its channel, is known to have by then.
@@ -48,7 +50,7 @@ pub(super) enum Notice {
     /// `process.send('ready')`.
     Ready,
     /// Clients are to be brought to another socket than before.
-    Routed(Arc<TcpListener>),
+    Routed(Arc<TcpListener>, Address),
     /// `worker.disconnect()`: it closes its servers and ends.
     Leaving,
     /// It does not speak the protocol; how this shows.
@@ -245,6 +247,10 @@ impl Channel {
                 if port.is_some_and(|addr| query.port == Some(addr.port().into())) {
                     self.listens = true;
                     notices.push(Notice::Listening);
+                    let kept = held.map(|held| self.sockets.keep_backlog(&held.socket));
+                    if let Some(Err(error)) = kept {
+                        debug!(slot = %self.slot, %error, "backlog not set");
+                    }
                 }
             }
             Said::Close { key } => self.held.retain(|held| held.key != key),
@@ -325,7 +331,13 @@ impl Channel {
             Ok(socket) => {
                 if routed && before != Some(port) {
                     self.held.iter_mut().for_each(|held| held.routed = false);
-                    notices.push(Notice::Routed(Arc::clone(&socket)));
+                    match self.sockets.address_of(&socket) {
+                        Ok(address) => {
+                            self.say_if_elsewhere(port, &address);
+                            notices.push(Notice::Routed(Arc::clone(&socket), address));
+                        }
+                        Err(error) => return self.not_bound(&query, &error),
+                    }
                 }
                 if !routed {
                     let to = self.servers.routed().unwrap_or_default();
@@ -338,6 +350,27 @@ impl Channel {
                 self.grant(query, socket, routed);
             }
             Err(error) => self.not_bound(&query, &error),
+        }
+    }
+
+    /// Clients come to one port, and the application listens on another.
+    fn say_if_elsewhere(&self, port: u16, address: &Address) {
+        let Some(expected) = self.expected.filter(|expected| *expected != port) else {
+            return;
+        };
+        let slot = &self.slot;
+        match address {
+            Address::Probe { .. } => {}
+            _ if self.sockets.is_direct() => warn!(
+                %slot,
+                "{slot} listens on port {port}, and its clients come to {expected}: homescar has \
+                 to relay them. For direct mode let it listen on {expected} (PORT says so), or \
+                 homescar on {port}"
+            ),
+            _ => info!(
+                %slot,
+                "{slot} listens on port {port}: clients of port {expected} are brought there"
+            ),
         }
     }
 

@@ -17,7 +17,7 @@ use tracing::{debug, info};
 
 use self::notices::{noticed, was_not_ready};
 use super::{
-    contract::Room,
+    contract::{Entrances, Room},
     generation::{Ended, Generation},
     home::Home,
     node::{Channel, SharedSockets},
@@ -43,7 +43,7 @@ const TAKEN_OUT_WITHIN: Duration = Duration::from_millis(100);
 pub(super) struct Orders {
     pub workers: Arc<Workers>,
     /// Of the listeners that lead to the cluster.
-    pub ports: Arc<[u16]>,
+    pub entrances: Entrances,
     pub want: Want,
 }
 
@@ -228,8 +228,11 @@ impl SlotTask {
 
     async fn spawn(&mut self) -> io::Result<Limits> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let Orders { workers, ports, .. } = self.orders.borrow().clone();
-        let generation = Generation::spawn(&self.home, &mut self.room, number, workers, &ports)?;
+        let Orders {
+            workers, entrances, ..
+        } = self.orders.borrow().clone();
+        let generation =
+            Generation::spawn(&self.home, &mut self.room, number, workers, &entrances)?;
         let generation = self.running.insert(generation);
         self.cluster.report(generation.started()).await;
         Ok(generation.limits())

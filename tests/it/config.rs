@@ -127,6 +127,8 @@ limits = { connections = 524144 }
 [listener.web]
 bind = ["0.0.0.0:3000"]
 mode = "tcp"
+backlog = 4096
+probes = "127.72.83.0"
 cluster = "app"
 accept_proxy = false
 trusted = []

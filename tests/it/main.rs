@@ -13,6 +13,7 @@ mod commands;
 mod config;
 mod death;
 mod demo;
+mod direct;
 mod drain;
 mod exhaustion;
 mod health;

@@ -25,6 +25,10 @@ fn script(name: &str) -> String {
 
 /// Workers of tests/node/servers.mjs; `bind` is the listener's.
 fn serve(bind: &str, arguments: &[&str], workers: &str, cluster: &str) -> Homescar {
+    serve_in("tcp", bind, arguments, workers, cluster)
+}
+
+fn serve_in(mode: &str, bind: &str, arguments: &[&str], workers: &str, cluster: &str) -> Homescar {
     let mut command = vec!["node".to_owned(), script("servers.mjs")];
     command.extend(arguments.iter().map(|&argument| argument.to_owned()));
     let command = json!(command);
@@ -34,6 +38,7 @@ fn serve(bind: &str, arguments: &[&str], workers: &str, cluster: &str) -> Homesc
         [listener.web]
         bind = "{bind}"
         cluster = "app"
+        mode = "{mode}"
         [cluster.app]
         workers = {{ command = {command}, {workers} }}
         {cluster}
@@ -59,10 +64,10 @@ fn here(to: SocketAddr) -> SocketAddr {
     ([127, 0, 0, 1], to.port()).into()
 }
 
-/// Unmodified, on the public port of all addresses: everybody comes through homescar, and is
-/// served by one's own worker.
-async fn is_served(kind: &str) {
-    let homescar = serve("0.0.0.0:0", &[kind], "count = 4", "");
+/// Unmodified, on the public port of all addresses: everybody is served by one's own worker.
+/// In mode tcp everybody comes through homescar; in direct mode nobody does.
+async fn is_served(kind: &str, mode: &str) {
+    let homescar = serve_in(mode, "0.0.0.0:0", &[kind], "count = 4", "");
     let pids = homescar.all_ready("app", 4).await;
     let to = here(homescar.address("web").await);
     let mut met = [false; 4];
@@ -84,10 +89,15 @@ async fn is_served(kind: &str) {
         }
     }
     assert_eq!(met, [true; 4]);
-    let relayed = |line: &Value| {
-        message(line) == "connection" && line["client"].as_str().unwrap().starts_with("127.1.0.40:")
-    };
-    homescar.line("the last one", relayed).await;
+    if mode == "direct" {
+        assert!(homescar.records().is_empty(), "nobody was relayed");
+    } else {
+        let relayed = |line: &Value| {
+            message(line) == "connection"
+                && line["client"].as_str().unwrap().starts_with("127.1.0.40:")
+        };
+        homescar.line("the last one", relayed).await;
+    }
     let strays = homescar
         .log()
         .iter()
@@ -98,22 +108,30 @@ async fn is_served(kind: &str) {
 
 #[tokio::test]
 async fn unmodified_http() {
-    is_served("http").await;
+    is_served("http", "tcp").await;
+    is_served("http", "direct").await;
 }
 
 #[tokio::test]
 async fn unmodified_express() {
-    is_served("express").await;
+    is_served("express", "tcp").await;
+    is_served("express", "direct").await;
 }
 
 #[tokio::test]
 async fn unmodified_fastify() {
-    is_served("fastify").await;
+    is_served("fastify", "tcp").await;
+    is_served("fastify", "direct").await;
 }
 
 #[tokio::test]
 async fn unmodified_ws() {
-    let homescar = serve("127.0.0.1:0", &["ws"], "count = 2", "");
+    ws_is_served("tcp").await;
+    ws_is_served("direct").await;
+}
+
+async fn ws_is_served(mode: &str) {
+    let homescar = serve_in(mode, "127.0.0.1:0", &["ws"], "count = 2", "");
     homescar.all_ready("app", 2).await;
     let to = homescar.address("web").await;
     for client in 0..10 {
@@ -140,7 +158,13 @@ async fn unmodified_ws() {
 /// Killed again and again: who connects right after waits, and the next generation serves it.
 #[tokio::test]
 async fn a_killed_workers_clients_wait_for_the_next_generation() {
-    let homescar = serve(
+    clients_wait("tcp").await;
+    clients_wait("direct").await;
+}
+
+async fn clients_wait(mode: &str) {
+    let homescar = serve_in(
+        mode,
         "127.0.0.1:0",
         &["http"],
         "count = 2",
@@ -290,15 +314,41 @@ async fn a_unix_path_is_refused_in_a_clear_line() {
     homescar.message("only on TCP ports").await;
 }
 
+/// The kernel cannot hand clients to a server on another port, so they are relayed.
+#[tokio::test]
+async fn in_direct_mode_another_port_is_relayed_to_and_said() {
+    let port = free_port().to_string();
+    let homescar = serve_in("direct", "127.0.0.1:0", &["other", &port], "count = 2", "");
+    homescar.all_ready("app", 2).await;
+    let to = homescar.address("web").await;
+    let said = format!(
+        "listens on port {port}, and its clients come to {}",
+        to.port()
+    );
+    homescar.message(&said).await;
+    for client in 0..20 {
+        let who = get(client, to).await.unwrap();
+        assert_eq!(get(client, to).await.unwrap(), who);
+    }
+    let relayed = |line: &Value| message(line) == "connection" && line["by"] != "proxy";
+    homescar.line("a record", relayed).await;
+}
+
 /// A program that says nothing on the channel, and wants a port of its own.
 #[tokio::test]
 async fn who_does_not_speak_the_protocol_goes_on_with_port() {
+    goes_on_with_port("tcp").await;
+    goes_on_with_port("direct").await;
+}
+
+async fn goes_on_with_port(mode: &str) {
     let worker = crate::support::homescar::WORKER;
     let homescar = Homescar::serve(&format!(
         r#"
         [listener.web]
         bind = "127.0.0.1:0"
         cluster = "app"
+        mode = "{mode}"
         [cluster.app]
         workers = {{ command = ["{worker}"], count = 1, contract = "node" }}
         "#

@@ -15,7 +15,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("health", &["cluster", "config"]),
     ("supervisor", &["cluster", "config"]),
     ("proxy", &["affinity", "cluster", "config"]),
-    ("direct", &["affinity", "cluster", "config"]),
+    ("direct", &["affinity", "cluster", "config", "proxy"]),
     ("demo", &[]),
     (
         "app",

@@ -67,14 +67,18 @@ fn main() {
         sleep_for_ever();
     }
     thread::sleep(options.ready_after);
-    let listener = Listener::by_contract();
+    let listeners = Listener::by_contract();
     if options.ready_notify {
         notify("READY=1\nSTATUS=serving");
     }
     if options.watchdog {
         thread::spawn(ping);
     }
-    listener.serve(&options);
+    for listener in listeners {
+        let options = Arc::clone(&options);
+        thread::spawn(move || listener.serve(&options));
+    }
+    sleep_for_ever();
 }
 
 /// How the contract gives us our socket.
@@ -84,16 +88,17 @@ enum Listener {
 }
 
 impl Listener {
-    fn by_contract() -> Self {
-        if env::var("LISTEN_FDS").is_ok_and(|count| count == "1") {
+    fn by_contract() -> Vec<Self> {
+        if let Ok(count) = env::var("LISTEN_FDS") {
             assert_eq!(env::var("LISTEN_PID").unwrap(), process::id().to_string());
-            return Self::Tcp(inherited());
+            let numbers = 3..3 + count.parse::<i32>().unwrap();
+            return numbers.map(|number| Self::Tcp(inherited(number))).collect();
         }
         let port = env::var("PORT").expect("PORT or LISTEN_FDS");
-        match port.parse::<u16>() {
+        vec![match port.parse::<u16>() {
             Ok(port) => Self::Tcp(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap()),
             Err(_) => Self::Unix(UnixListener::bind(port).unwrap()),
-        }
+        }]
     }
 
     fn serve(&self, options: &Arc<Options>) -> ! {
@@ -119,10 +124,10 @@ impl Listener {
 }
 
 #[expect(unsafe_code, reason = "a descriptor that is known by its number only")]
-fn inherited() -> TcpListener {
+fn inherited(number: i32) -> TcpListener {
     use std::os::fd::FromRawFd;
-    // SAFETY: LISTEN_FDS says that descriptor 3 is ours, and nobody else here owns it.
-    unsafe { TcpListener::from_raw_fd(3) }
+    // SAFETY: LISTEN_FDS says that this descriptor is ours, and nobody else here owns it.
+    unsafe { TcpListener::from_raw_fd(number) }
 }
 
 /// From now on nothing is accepted, answered or pinged.

@@ -7,10 +7,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{address::OwnAddress, message::Query};
-use crate::supervisor::contract::BACKLOG;
+use crate::{
+    config::Address,
+    supervisor::contract::{BACKLOG, SlotDoors},
+};
 
 /// Ports of its own that a slot may have at one time.
 const MOST: usize = 16;
@@ -27,13 +30,19 @@ const V6_ONLY: i64 = 1;
 #[derive(Debug)]
 pub(in crate::supervisor) struct SlotSockets {
     own: Option<OwnAddress>,
+    /// In direct mode, the public ones: the server that clients are brought to gets the first.
+    public: Option<SlotDoors>,
     by_port: Mutex<BTreeMap<u16, Arc<TcpListener>>>,
 }
 
 impl SlotSockets {
-    pub(in crate::supervisor) const fn new(own: Option<OwnAddress>) -> Self {
+    pub(in crate::supervisor) const fn new(
+        own: Option<OwnAddress>,
+        public: Option<SlotDoors>,
+    ) -> Self {
         Self {
             own,
+            public,
             by_port: Mutex::new(BTreeMap::new()),
         }
     }
@@ -41,6 +50,12 @@ impl SlotSockets {
     /// The one for a server on this port; on another port when that cannot be had, which Node
     /// itself would not take.
     pub(in crate::supervisor) fn at(&self, port: u16) -> io::Result<Arc<TcpListener>> {
+        if let Some(public) = self.public()
+            && (port == 0 || port == public.local_addr()?.port())
+        {
+            public.set_nonblocking(true)?;
+            return Ok(Arc::clone(public));
+        }
         let mut by_port = self.by_port.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(socket) = by_port.get(&port) {
             // The flag is shared by all who hold the socket. Node up to 18 accepts until it is told
@@ -59,6 +74,37 @@ impl SlotSockets {
         let socket = Arc::new(socket);
         by_port.insert(port, Arc::clone(&socket));
         Ok(socket)
+    }
+
+    /// Where one of them is reached.
+    pub(in crate::supervisor) fn address_of(&self, socket: &TcpListener) -> io::Result<Address> {
+        match &self.public {
+            Some(public) if self.is_public(socket) => Ok(public.address.clone()),
+            _ => Ok(Address::Tcp(socket.local_addr()?)),
+        }
+    }
+
+    /// Node sets the length of the backlog, to 511 where the application says none.
+    pub(super) fn keep_backlog(&self, socket: &TcpListener) -> io::Result<()> {
+        let backlog = match &self.public {
+            Some(public) if self.is_public(socket) => i32::try_from(public.backlog),
+            _ => Ok(BACKLOG),
+        };
+        SockRef::from(socket).listen(backlog.unwrap_or(i32::MAX))
+    }
+
+    /// Whether the kernel is to hand clients straight to the worker.
+    pub(super) const fn is_direct(&self) -> bool {
+        self.public.is_some()
+    }
+
+    fn public(&self) -> Option<&Arc<TcpListener>> {
+        self.public.as_ref()?.sockets.first()
+    }
+
+    fn is_public(&self, socket: &TcpListener) -> bool {
+        self.public()
+            .is_some_and(|public| std::ptr::eq(&**public, socket))
     }
 }
 

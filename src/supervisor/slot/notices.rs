@@ -1,7 +1,5 @@
 //! What a slot's task makes of what a Node worker says on its channel.
 
-use tracing::debug;
-
 use super::SlotTask;
 use crate::{
     config::ReadyBy,
@@ -33,18 +31,14 @@ impl SlotTask {
                     }
                 }
                 Notice::Leaving => events.push(Event::Notified(Message::Stopping)),
-                Notice::Routed(socket) => {
-                    match generation.moves_to(socket) {
-                        Ok(false) => {}
-                        Ok(true) => {
-                            self.cluster.report(generation.started()).await;
-                            if generation.said_ready {
-                                // It was, and connections wait for its other server.
-                                let ready = generation.ready();
-                                self.cluster.report(ready).await;
-                            }
+                Notice::Routed(socket, address) => {
+                    if generation.moves_to(socket, address) {
+                        self.cluster.report(generation.started()).await;
+                        if generation.said_ready {
+                            // It was, and connections wait for its other server.
+                            let ready = generation.ready();
+                            self.cluster.report(ready).await;
                         }
-                        Err(error) => debug!(slot = %self.name, %error, "socket without address"),
                     }
                 }
                 Notice::Misfit(why) => {

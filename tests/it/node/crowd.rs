@@ -10,7 +10,7 @@ use std::{
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
-use super::{script, serve};
+use super::{script, serve_in};
 use crate::support::homescar::{message, pid};
 
 const CLIENTS: usize = 300;
@@ -81,7 +81,17 @@ fn homes(count: &Value) -> Vec<(String, String, u64)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn socket_io_never_meets_a_stranger() {
-    let homescar = serve(
+    never_meets_a_stranger("tcp").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_in_direct_mode() {
+    never_meets_a_stranger("direct").await;
+}
+
+async fn never_meets_a_stranger(mode: &str) {
+    let homescar = serve_in(
+        mode,
         "127.0.0.1:0",
         &["socket.io"],
         "count = 4",

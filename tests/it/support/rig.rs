@@ -15,7 +15,7 @@ use homescar::{
         Workers,
     },
     health::Checker,
-    supervisor::{Home, Supervisor},
+    supervisor::{Entrances, Home, Supervisor},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -104,7 +104,8 @@ impl Rig {
         tasks.spawn(controller.run());
         tasks.spawn(Checker::new(cluster.clone()).run(std::future::pending()));
         let (shared, workers) = (Arc::clone(&home), Arc::clone(workers));
-        let supervisor = Supervisor::new(cluster.clone(), shared, workers, Arc::default());
+        let entrances = Entrances::default();
+        let supervisor = Supervisor::new(cluster.clone(), shared, workers, entrances);
         Self {
             cluster,
             home,
@@ -121,7 +122,8 @@ impl Rig {
         let (workers, drain) = (Arc::clone(workers), config.drain.timeout);
         let event = Event::Configure(Arc::new(config));
         self.cluster.report(event).await;
-        self.supervisor.configure(workers, Arc::default(), drain);
+        self.supervisor
+            .configure(workers, Entrances::default(), drain);
     }
 
     /// Waits for a snapshot.
@@ -161,6 +163,7 @@ pub(crate) async fn connect(entry: &Entry) -> BufReader<Box<dyn Stream>> {
     let stream: Box<dyn Stream> = match &entry.backend.as_ref().unwrap().address {
         Address::Tcp(addr) => Box::new(TcpStream::connect(addr).await.unwrap()),
         Address::Unix(path) => Box::new(UnixStream::connect(path).await.unwrap()),
+        Address::Probe { .. } => unreachable!("a rig has no direct listener"),
     };
     BufReader::new(stream)
 }

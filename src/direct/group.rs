@@ -1,0 +1,143 @@
+//! The sockets of one address, one for each slot, and the program that chooses among them.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    num::NonZeroUsize,
+    sync::Arc,
+};
+
+use super::{AttachError, attach, standing::Decision};
+use crate::{
+    affinity::{Masks, Probes, ProbesOutside, TooLong},
+    cluster::Snapshot,
+    config::{Bind, Key},
+    proxy::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes},
+};
+
+/// A group. Its sockets joined it in the order of the slots, and leave it only from its end, so
+/// the position of a slot's socket is the slot's number: the kernel moves the last socket of a
+/// group to the place of one that is closed.
+#[derive(Debug)]
+pub struct Group {
+    bind: Bind,
+    backlog: u32,
+    address: SocketAddr,
+    sockets: Vec<Arc<TcpListener>>,
+}
+
+/// Why a group keeps the program that it had.
+#[derive(Debug, thiserror::Error)]
+pub enum NotLed {
+    /// The cluster is too large.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    /// The probe addresses are none.
+    #[error(transparent)]
+    Probes(#[from] ProbesOutside),
+    /// The kernel said no.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+impl Group {
+    /// Binds an address for this many slots. Nobody is let in before [`listen`](Self::listen).
+    ///
+    /// # Errors
+    /// When the address is taken, also by another process of the same user that would share it,
+    /// is not ours, or is not permitted.
+    pub(super) fn reserve(
+        bind: Bind,
+        backlog: u32,
+        slots: NonZeroUsize,
+    ) -> Result<Self, BindError> {
+        let bound = BoundGroup::reserve(bind, slots, Neighbour::None)?;
+        let address = bound.address();
+        Ok(Self {
+            bind: Bind {
+                addr: address,
+                ..bind
+            },
+            backlog,
+            address,
+            sockets: bound.into_sockets().into_iter().map(Arc::new).collect(),
+        })
+    }
+
+    /// Lets clients in. The group should have its program by then.
+    pub(super) fn listen(&self) -> Result<(), BindError> {
+        let sockets = self.sockets.iter().map(|socket| &**socket);
+        listen(sockets, self.bind, self.backlog)
+    }
+
+    /// The real address, also where port 0 was asked for.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many sockets it has.
+    pub(super) fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    pub(super) fn refuse(&self) -> io::Result<()> {
+        self.sockets.iter().try_for_each(refuse_handshakes)
+    }
+
+    /// The socket of a slot; those up to it are made if they are not there.
+    pub(super) fn socket(&mut self, slot: usize) -> io::Result<Arc<TcpListener>> {
+        if let Some(more) = NonZeroUsize::new((slot + 1).saturating_sub(self.sockets.len())) {
+            let bound = BoundGroup::bind(self.bind, more, Neighbour::Ours, self.backlog);
+            let bound = bound.map_err(io::Error::other)?;
+            self.sockets
+                .extend(bound.into_sockets().into_iter().map(Arc::new));
+        }
+        Ok(Arc::clone(&self.sockets[slot]))
+    }
+
+    /// Where a client with an IPv4 address of this machine reaches it, if it can.
+    pub(super) fn reached_at(&self) -> Option<SocketAddr> {
+        let ip = match self.address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST,
+            IpAddr::V4(ip) => ip,
+            IpAddr::V6(_) if self.bind.dual_stack => Ipv4Addr::LOCALHOST,
+            IpAddr::V6(_) => return None,
+        };
+        Some(SocketAddr::from((ip, self.address.port())))
+    }
+
+    /// Swaps the program: from now on clients are led to these slots, by this table.
+    pub(super) fn attach(
+        &self,
+        snapshot: &Snapshot,
+        decision: &Decision,
+        probes: Ipv4Addr,
+    ) -> Result<(), NotLed> {
+        let Key::Address {
+            prefix_v4: v4,
+            prefix_v6: v6,
+        } = snapshot.config.affinity.key
+        else {
+            return Ok(());
+        };
+        let there = |slot: usize| {
+            u32::try_from(slot)
+                .ok()
+                .filter(|_| slot < self.sockets.len())
+        };
+        let slots = 0..snapshot.entries.len();
+        let led_to = slots
+            .clone()
+            .map(|slot| there(slot).filter(|_| decision.led_to[slot]));
+        let probes = Probes::new(probes, slots.map(there).collect::<Vec<_>>())?;
+        let program = snapshot.table.program(
+            Masks { v4, v6 },
+            snapshot.config.affinity.seed,
+            &led_to.collect::<Vec<_>>(),
+            Some(&probes),
+        )?;
+        attach(&*self.sockets[0], &program)?;
+        Ok(())
+    }
+}
