@@ -316,9 +316,8 @@ impl Channel {
             Part::Shared => return self.share(query, port),
         };
         let routed = self.servers.routed() == Some(port);
-        let is_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at.port() == port);
         match socket {
-            Ok(socket) if port != 0 && !is_it(&socket) => {
+            Ok(socket) if port != 0 && !has_port(&socket, port) => {
                 // Node compares, and would take it for this too.
                 warn!(
                     slot = %self.slot,
@@ -328,29 +327,34 @@ impl Channel {
                 );
                 self.refuse(&query, libc::EADDRINUSE);
             }
-            Ok(socket) => {
-                if routed && before != Some(port) {
-                    self.held.iter_mut().for_each(|held| held.routed = false);
-                    match self.sockets.address_of(&socket) {
-                        Ok(address) => {
-                            self.say_if_elsewhere(port, &address);
-                            notices.push(Notice::Routed(Arc::clone(&socket), address));
-                        }
-                        Err(error) => return self.not_bound(&query, &error),
+            Ok(socket) if routed && before != Some(port) => {
+                match self.sockets.address_of(&socket) {
+                    Ok(address) => {
+                        self.held.iter_mut().for_each(|held| held.routed = false);
+                        self.say_if_elsewhere(port, &address);
+                        notices.push(Notice::Routed(Arc::clone(&socket), address));
+                        self.grant(query, socket, true);
                     }
+                    Err(error) => self.not_bound(&query, &error),
                 }
+            }
+            Ok(socket) => {
                 if !routed {
-                    let to = self.servers.routed().unwrap_or_default();
-                    warn!(
-                        %slot,
-                        "{slot} listens on port {port} too, but clients of all listeners are \
-                         brought to its port {to}"
-                    );
+                    self.say_not_routed(port);
                 }
                 self.grant(query, socket, routed);
             }
             Err(error) => self.not_bound(&query, &error),
         }
+    }
+
+    fn say_not_routed(&self, port: u16) {
+        let (slot, to) = (&self.slot, self.servers.routed().unwrap_or_default());
+        warn!(
+            %slot,
+            "{slot} listens on port {port} too, but clients of all listeners are brought to its \
+             port {to}"
+        );
     }
 
     /// Clients come to one port, and the application listens on another.
@@ -411,4 +415,8 @@ impl Channel {
     fn refuse(&mut self, query: &Query, errno: i32) {
         self.wire.post(&message::refused(query, errno), None);
     }
+}
+
+fn has_port(socket: &TcpListener, port: u16) -> bool {
+    socket.local_addr().is_ok_and(|at| at.port() == port)
 }
