@@ -2,7 +2,7 @@
 //!
 //! One story is told of all of them ([`serves_and_survives`]); `README.md` names the same commands.
 
-mod processes;
+pub(crate) mod processes;
 mod traffic;
 
 use std::{
@@ -148,11 +148,18 @@ fn the_readme_shows_what_is_tested() {
 
 /// Every client meets its own worker, which is killed twice: frozen, with clients in the queue of
 /// its socket, and in the middle of its work. Then everything ends in good order.
+///
+/// Once with homescar as the relay, and once handed over by the kernel.
 async fn serves_and_survives(server: Server) {
-    let (mut homescar, _folder) = start(&server);
+    serves_and_survives_in("tcp", &server).await;
+    serves_and_survives_in("direct", &server).await;
+}
+
+async fn serves_and_survives_in(mode: &str, server: &Server) {
+    let (mut homescar, _folder) = start(server, mode);
     let leaders = homescar.all_ready("app", WORKERS).await;
     let to = homescar.address("web").await;
-    let own = everybody_has_a_home(&server, &leaders, to).await;
+    let own = everybody_has_a_home(server, &leaders, to).await;
     for leader in &leaders {
         was_told_about_its_socket(*leader);
     }
@@ -193,7 +200,7 @@ fn repository() -> &'static Path {
 }
 
 /// homescar with these workers, on a machine that wants seven of everything.
-fn start(server: &Server) -> (Homescar, TempDir) {
+fn start(server: &Server, mode: &str) -> (Homescar, TempDir) {
     let python = repository().join("target/python-venv/bin");
     assert!(
         python.join("gunicorn").exists(),
@@ -209,6 +216,7 @@ fn start(server: &Server) -> (Homescar, TempDir) {
         [listener.web]
         bind = "127.0.0.1:0"
         cluster = "app"
+        mode = "{mode}"
         [cluster.app]
         on_down = "hold 20s"
         [cluster.app.workers]

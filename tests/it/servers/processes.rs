@@ -15,7 +15,7 @@ pub(super) fn group(leader: u32) -> Vec<u32> {
 }
 
 /// Whether a process, with all of its threads, is stopped.
-pub(super) fn is_stopped(pid: u32) -> bool {
+pub(crate) fn is_stopped(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     threads
         .filter_map(|thread| stat(thread.path().join("stat")))
