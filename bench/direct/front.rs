@@ -1,0 +1,249 @@
+//! What is between clients and workers, as real processes.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+use super::{
+    Outcome,
+    machine::{Cpus, Usage},
+};
+
+const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/direct/server.js");
+const WORKERS: usize = 4;
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// `node server.js`, and nothing before it.
+    Alone,
+    /// Four of them; each client knows its own.
+    Four,
+    /// `homescar run -- node server.js`.
+    Direct,
+    /// The same with `--mode tcp`.
+    Tcp,
+    /// haproxy before four processes.
+    Haproxy,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Alone,
+        Self::Four,
+        Self::Direct,
+        Self::Tcp,
+        Self::Haproxy,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "`node server.js` alone",
+            Self::Four => "four, each with a port",
+            Self::Direct => "homescar, direct, before four",
+            Self::Tcp => "homescar, tcp, before four",
+            Self::Haproxy => "haproxy before four",
+        }
+    }
+}
+
+/// CPU time of both parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spent {
+    pub(crate) between: Duration,
+    pub(crate) workers: Duration,
+}
+
+impl Spent {
+    pub(crate) const fn since(self, before: Self) -> Self {
+        Self {
+            between: self.between.saturating_sub(before.between),
+            workers: self.workers.saturating_sub(before.workers),
+        }
+    }
+}
+
+/// One of them at work, on the CPU of proxies.
+#[derive(Debug)]
+pub(crate) struct Front {
+    kind: Kind,
+    addresses: Vec<SocketAddr>,
+    processes: Vec<Child>,
+    _folder: TempDir,
+}
+
+impl Front {
+    pub(crate) fn start(kind: Kind, cpus: Cpus) -> Outcome<Self> {
+        let folder = TempDir::new()?;
+        let address = free()?;
+        let mut addresses = vec![address];
+        let mut processes = Vec::new();
+        cpus.take_proxy()?;
+        let listen = address.to_string();
+        let run = |mode| {
+            let count = WORKERS.to_string();
+            let mut words = vec![
+                "run",
+                "--listen",
+                &listen,
+                "--workers",
+                &count,
+                "--mode",
+                mode,
+            ];
+            words.extend(["--log-level", "warn", "--", "node", SERVER]);
+            spawn(env!("CARGO_BIN_EXE_homescar"), &words, None)
+        };
+        match kind {
+            Kind::Alone => processes.push(spawn("node", &[SERVER], Some(address.port()))?),
+            Kind::Four => {
+                addresses.clear();
+                for _ in 0..WORKERS {
+                    let address = free()?;
+                    processes.push(spawn("node", &[SERVER], Some(address.port()))?);
+                    addresses.push(address);
+                }
+            }
+            Kind::Direct => processes.push(run("direct")?),
+            Kind::Tcp => processes.push(run("tcp")?),
+            Kind::Haproxy => {
+                let mut servers = String::new();
+                for index in 0..WORKERS {
+                    let backend = free()?;
+                    processes.push(spawn("node", &[SERVER], Some(backend.port()))?);
+                    servers += &format!("    server s{index} {backend}\n");
+                }
+                let template = include_str!("../peers/haproxy.cfg");
+                let file = folder.path().join("haproxy.cfg");
+                let config = template.lines().skip_while(|line| line.starts_with('#'));
+                let config: String = config.map(|line| line.to_owned() + "\n").collect();
+                let config = config.replace("{listen}", &listen);
+                fs::write(&file, config.replace("{servers}", &servers))?;
+                let file = file.to_string_lossy();
+                processes.push(spawn("/usr/sbin/haproxy", &["-db", "-f", &file], None)?);
+            }
+        }
+        cpus.take_load()?;
+        Ok(Self {
+            kind,
+            addresses,
+            processes,
+            _folder: folder,
+        })
+    }
+
+    /// Where a client connects to.
+    pub(crate) fn address(&self, client: u8) -> SocketAddr {
+        self.addresses[usize::from(client) % self.addresses.len()]
+    }
+
+    /// Waits until every worker has served somebody.
+    pub(crate) async fn is_there(&self) -> Outcome {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let wanted = match self.kind {
+            Kind::Alone => 1,
+            _ => WORKERS,
+        };
+        loop {
+            let answers = TcpStream::connect(self.address(0)).await.is_ok();
+            if answers && self.nodes()?.len() == wanted {
+                // Node goes on compiling what it has met for a while.
+                sleep(Duration::from_millis(700)).await;
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} does not start", self.kind.name()).into());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn spent(&self) -> Outcome<Spent> {
+        let mut spent = Spent {
+            between: Duration::ZERO,
+            workers: Duration::ZERO,
+        };
+        for pid in self.tree()? {
+            let cpu = Usage::of_process(pid)?.cpu;
+            match is_node(pid) {
+                true => spent.workers += cpu,
+                false => spent.between += cpu,
+            }
+        }
+        Ok(spent)
+    }
+
+    fn nodes(&self) -> Outcome<Vec<Pid>> {
+        Ok(self
+            .tree()?
+            .into_iter()
+            .filter(|pid| is_node(*pid))
+            .collect())
+    }
+
+    /// Its processes, and theirs.
+    fn tree(&self) -> Outcome<Vec<Pid>> {
+        let mut tree = Vec::new();
+        for process in &self.processes {
+            tree.push(Pid::from_raw(i32::try_from(process.id())?));
+        }
+        let mut next = 0;
+        while let Some(pid) = tree.get(next).copied() {
+            next += 1;
+            for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+                let children = fs::read_to_string(task.path().join("children"))?;
+                for child in children.split_ascii_whitespace() {
+                    tree.push(Pid::from_raw(child.parse()?));
+                }
+            }
+        }
+        Ok(tree)
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        for process in self.processes.iter_mut().rev() {
+            let pid = Pid::from_raw(process.id().cast_signed());
+            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let _reaped = process.wait();
+        }
+    }
+}
+
+fn is_node(pid: Pid) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|exe| exe.file_name().is_some_and(|name| name == "node"))
+}
+
+/// A port that nobody has.
+fn free() -> Outcome<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark has no supervisor to spawn with"
+)]
+fn spawn(program: &str, words: &[&str], port: Option<u16>) -> Outcome<Child> {
+    let mut command = Command::new(program);
+    if let Some(port) = port {
+        command.env("PORT", port.to_string());
+    }
+    command
+        .args(words)
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cannot run {program}: {error}").into())
+}
