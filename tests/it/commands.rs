@@ -244,6 +244,59 @@ async fn run_needs_no_file() {
     assert!(!homescar.log().iter().any(|line| line["slot"] == "app/3"));
 }
 
+/// `run` chooses direct mode where it can be, says so in one line, and `--mode` overrides it.
+#[tokio::test]
+async fn run_chooses_the_mode() {
+    for (options, mode) in [
+        (&["--contract", "fd"][..], Some("direct")),
+        (&["--contract", "fd", "--mode", "tcp"], None),
+        (&["--contract", "port"], None),
+    ] {
+        let mut arguments = vec!["run", "--log-format", "json", "--workers", "1"];
+        arguments.extend(["--listen", "127.0.0.1:0"]);
+        arguments.extend(options);
+        arguments.extend(["--", WORKER]);
+        let homescar = Homescar::command(&arguments, &[]);
+        homescar.all_ready("app", 1).await;
+        let log = homescar.log();
+        let listening = log.iter().find(|line| message(line) == "listening");
+        assert_eq!(listening.unwrap()["mode"].as_str(), mode, "{options:?}");
+        let said = |line: &&serde_json::Value| message(line).contains("handed to their workers");
+        let said = log.iter().filter(said).count();
+        assert_eq!(said, usize::from(mode.is_some()), "{options:?}");
+    }
+}
+
+#[test]
+fn direct_mode_that_cannot_be_is_one_line_and_64() {
+    for (options, why) in [
+        (&["--contract", "unix"][..], "contract unix does not"),
+        (&["--contract", "fd", "--workers", "181"], "not for 181"),
+        (
+            &[
+                "--contract",
+                "node",
+                "--listen",
+                "127.0.0.1:1",
+                "--listen",
+                "127.0.0.2:1",
+            ],
+            "a Node server listens on one",
+        ),
+        (
+            &["--contract", "fd", "--listen", "[::1]:0"],
+            "for checks by IPv4",
+        ),
+    ] {
+        let mut arguments = vec!["run", "--mode", "direct"];
+        arguments.extend(options);
+        arguments.extend(["--", WORKER]);
+        let (code, _, said) = homescar(&arguments);
+        assert_eq!(code, Some(64), "{said}");
+        assert!(one_line(&said).contains(why), "{said}");
+    }
+}
+
 /// In a pipe the log is plain: a time, a level, no escape sequences.
 #[tokio::test]
 async fn in_a_pipe_the_log_is_plain_text() {
