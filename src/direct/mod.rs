@@ -207,8 +207,8 @@ impl Direct {
             match begun {
                 Ok(rescue) => {
                     match entry.skip {
-                        Some(_) => info!(slot = &**name, "its clients go to their next choice"),
-                        None => info!(slot = &**name, "its clients are relayed to it"),
+                        Some(_) => info!(slot = &**name, "clients of {name} go to their next choice"),
+                        None => info!(slot = &**name, "clients of {name} are relayed to it"),
                     }
                     rescues.insert(slot, rescue);
                 }
