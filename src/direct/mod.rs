@@ -207,7 +207,9 @@ impl Direct {
             match begun {
                 Ok(rescue) => {
                     match entry.skip {
-                        Some(_) => info!(slot = &**name, "clients of {name} go to their next choice"),
+                        Some(_) => {
+                            info!(slot = &**name, "clients of {name} go to their next choice")
+                        }
                         None => info!(slot = &**name, "clients of {name} are relayed to it"),
                     }
                     rescues.insert(slot, rescue);
