@@ -64,6 +64,26 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             };
             Some(now.with(index, now.entries[index].filled(backend, ready_by)))
         }
+        Event::Replaced {
+            slot,
+            generation,
+            address,
+            pid,
+            backlog,
+        } => {
+            let index = index_of(now, &slot)?;
+            let backend = Backend {
+                address,
+                generation,
+                pid: Some(pid),
+                backlog,
+                said_ready: true,
+                was_ready: true,
+                health: Health::Unknown,
+                leaving: None,
+            };
+            Some(now.with(index, now.entries[index].filled(backend, ready_by)))
+        }
         Event::Ready { slot, generation } => changed(now, &slot, generation, |entry, backend| {
             entry.filled(
                 Backend {

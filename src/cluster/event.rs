@@ -24,6 +24,19 @@ pub enum Event {
         /// The accept queue of its listening socket, when homescar holds that socket.
         backlog: Option<Backlog>,
     },
+    /// The slot's next generation stands beside the present one, is ready, and takes its place.
+    Replaced {
+        /// The slot's name.
+        slot: Arc<str>,
+        /// Of the one that takes it.
+        generation: u32,
+        /// Where it listens.
+        address: Address,
+        /// Its process.
+        pid: u32,
+        /// The accept queue of its listening socket, when homescar holds that socket.
+        backlog: Option<Backlog>,
+    },
     /// The worker itself said that it is ready.
     Ready {
         /// The slot's name.

@@ -221,6 +221,19 @@ pub struct Workers {
     pub watchdog: Option<Duration>,
 }
 
+impl Workers {
+    /// Whether more than the count differs.
+    #[must_use]
+    pub fn runs_differently(&self, other: &Self) -> bool {
+        let count = other.count;
+        let same_count = Self {
+            count,
+            ..self.clone()
+        };
+        same_count != *other
+    }
+}
+
 /// How a worker gets its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contract {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::unistd::User;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::warn;
 
 use super::{
@@ -187,6 +187,23 @@ impl Room {
         entrances: &Entrances,
         generation: u32,
     ) -> io::Result<Prepared> {
+        let prepared = self.prepare_beside(workers, entrances, generation)?;
+        if prepared.launch.plan.listen {
+            for socket in &prepared.launch.pass {
+                // The flag is shared by all who hold the socket: undo what the last one did.
+                SockRef::from(socket).set_nonblocking(false)?;
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// The same while another generation has the sockets and does not expect them to change.
+    pub(super) fn prepare_beside(
+        &mut self,
+        workers: &Workers,
+        entrances: &Entrances,
+        generation: u32,
+    ) -> io::Result<Prepared> {
         let user = workers.user.as_deref().map(find_user).transpose()?;
         let dir = self.dir(user.as_ref())?;
         let notify = NotifySocket::bind(dir.join(format!("notify-{generation}.sock")))?;
@@ -283,8 +300,6 @@ impl Room {
         };
         let mut pass = Vec::<OwnedFd>::new();
         for socket in &sockets {
-            // The flag is shared by all who hold the socket: undo what the last generation did.
-            socket.set_nonblocking(false)?;
             pass.push(socket.try_clone()?.into());
         }
         let names = vec![&*self.slot; sockets.len()].join(":");

@@ -69,8 +69,29 @@ impl Generation {
         workers: Arc<Workers>,
         entrances: &Entrances,
     ) -> io::Result<Self> {
-        let slot = room.slot();
         let prepared = room.prepare(&workers, entrances, number)?;
+        Self::launch(home, room.slot(), prepared, number, workers)
+    }
+
+    /// Starts it beside the present one, whose sockets it shares.
+    pub(super) fn spawn_beside(
+        home: &Home,
+        room: &mut Room,
+        number: u32,
+        workers: Arc<Workers>,
+        entrances: &Entrances,
+    ) -> io::Result<Self> {
+        let prepared = room.prepare_beside(&workers, entrances, number)?;
+        Self::launch(home, room.slot(), prepared, number, workers)
+    }
+
+    fn launch(
+        home: &Home,
+        slot: Arc<str>,
+        prepared: Prepared,
+        number: u32,
+        workers: Arc<Workers>,
+    ) -> io::Result<Self> {
         let Prepared {
             address,
             backlog,
@@ -118,6 +139,17 @@ impl Generation {
 
     pub(super) fn started(&self) -> cluster::Event {
         cluster::Event::Started {
+            slot: Arc::clone(&self.slot),
+            generation: self.number,
+            address: self.address.clone(),
+            pid: self.pid,
+            backlog: self.backlog.clone(),
+        }
+    }
+
+    /// It takes the place of the generation before it.
+    pub(super) fn replaced(&self) -> cluster::Event {
+        cluster::Event::Replaced {
             slot: Arc::clone(&self.slot),
             generation: self.number,
             address: self.address.clone(),

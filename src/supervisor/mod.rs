@@ -36,9 +36,12 @@ pub use guard::guard_main;
 pub use home::Home;
 pub use process::{EXEC_WORKER, GUARD};
 
-use crate::{cluster::Cluster, config::Workers};
+use crate::{
+    cluster::Cluster,
+    config::{Contract, Workers},
+};
 use node::SharedSockets;
-use slot::{Orders, SlotTask, Want};
+use slot::{Orders, SlotTask, Turns, Want};
 
 /// The worker processes of one cluster. When it is dropped before [`stop`](Self::stop) has
 /// returned, its workers are killed.
@@ -49,6 +52,7 @@ pub struct Supervisor {
     workers: Arc<Workers>,
     entrances: Entrances,
     shared: Arc<SharedSockets>,
+    turns: Arc<Turns>,
     /// By their number; those at the end may be retired.
     slots: Vec<SlotHandle>,
     tasks: TaskTracker,
@@ -77,6 +81,7 @@ impl Supervisor {
             workers,
             entrances,
             shared: Arc::default(),
+            turns: Arc::default(),
             slots: Vec::new(),
             tasks: TaskTracker::new(),
         };
@@ -88,9 +93,12 @@ impl Supervisor {
 
     /// Takes on another configuration, which the cluster was told before. Slots beyond the new
     /// count are emptied: their worker ends once their connections have, or after `drain`. All
-    /// else holds from each worker's next generation on.
+    /// else holds from each worker's next generation on. Where a worker's socket is ours
+    /// (contracts `fd` and `node`), that is now: one slot after the other starts it beside the
+    /// present one, and lets that go when it is ready.
     pub fn configure(&mut self, workers: Arc<Workers>, entrances: Entrances, drain: Duration) {
-        if runs_differently(&self.workers, &workers) {
+        let shared = matches!(workers.contract, Contract::Fd | Contract::Node);
+        if self.workers.runs_differently(&workers) && !shared {
             info!(
                 cluster = %self.cluster.name(),
                 "the workers' configuration has changed: those that run keep the old one until \
@@ -154,7 +162,7 @@ impl Supervisor {
         let task = SlotTask::new(
             self.cluster.clone(),
             Arc::clone(&self.home),
-            Arc::clone(&self.shared),
+            (Arc::clone(&self.shared), Arc::clone(&self.turns)),
             index,
             receiver,
         );
@@ -173,23 +181,15 @@ impl SlotHandle {
     fn order(&self, workers: &Arc<Workers>, entrances: &Entrances, want: Want) {
         self.orders.send_if_modified(|orders| {
             let retired = matches!(orders.want, Want::Retire(_));
+            let other = !Arc::ptr_eq(&orders.workers, workers);
             let same = orders.want == want || (retired && matches!(want, Want::Retire(_)));
             orders.workers = Arc::clone(workers);
             orders.entrances = entrances.clone();
             if same || orders.want == Want::Kill {
-                return false;
+                return other && orders.want == Want::Run;
             }
             orders.want = want;
             true
         });
     }
-}
-
-/// Whether more than the count has changed.
-fn runs_differently(old: &Workers, new: &Workers) -> bool {
-    let count = new.count;
-    Workers {
-        count,
-        ..old.clone()
-    } != *new
 }

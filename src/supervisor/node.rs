@@ -165,6 +165,22 @@ impl Channel {
         self.next().now_or_never().unwrap_or_default()
     }
 
+    /// Asks the worker to accept nobody any more, and to end once its connections have. Gives
+    /// whether it can be asked.
+    pub(super) fn ask_to_disconnect(&mut self) -> bool {
+        let can = self.online && self.wire.closed.is_none();
+        if can {
+            self.wire.post(message::DISCONNECT, None);
+            self.wire.flush();
+        }
+        can
+    }
+
+    /// Whether it has closed the channel.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.wire.closed.is_some()
+    }
+
     /// Tells the application that it is going to be ended.
     pub(super) fn say_shutdown(&mut self) {
         self.wire.post(message::SHUTDOWN, None);

@@ -112,6 +112,13 @@ pub(super) fn misfit(slot: &str, why: &str) {
     );
 }
 
+/// A generation has ended whose place was taken before.
+pub(super) fn left(slot: &str, ended: &Ended) {
+    let (generation, pid) = (ended.generation, ended.pid);
+    let (how, lived) = (&ended.how, brief(ended.lived));
+    info!(%slot, generation, pid, "{slot}: generation {generation} ended: {how}, after {lived}");
+}
+
 /// A worker has ended for good.
 pub(super) fn stopped(slot: &str, ended: &Ended) {
     let Ended {

@@ -1,6 +1,7 @@
 //! The task of one slot: carries out what [`Worker`] decides, and tells it what happens.
 
 mod notices;
+mod rolling;
 
 use std::{
     collections::VecDeque,
@@ -13,9 +14,14 @@ use std::{
 };
 
 use tokio::{sync::watch, time::Instant};
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-use self::notices::{noticed, was_not_ready};
+pub(super) use self::rolling::Turns;
+use self::{
+    notices::{noticed, was_not_ready},
+    rolling::{Outcome, Successor, settled},
+};
 use super::{
     contract::{Entrances, Room},
     generation::{Ended, Generation},
@@ -67,10 +73,15 @@ pub(super) struct SlotTask {
     home: Arc<Home>,
     room: Room,
     orders: watch::Receiver<Orders>,
+    turns: Arc<Turns>,
     /// The number of the last generation; it outlives this task.
     last: Arc<AtomicU32>,
     stats: Option<Arc<SlotStats>>,
     running: Option<Generation>,
+    /// The next generation beside it.
+    successor: Option<Successor>,
+    /// Generations whose place is taken.
+    leaving: TaskTracker,
     /// The end of a retired slot's drain.
     drained_by: Option<Instant>,
     /// Nobody gives orders any more.
@@ -81,7 +92,7 @@ impl SlotTask {
     pub(super) fn new(
         cluster: Cluster,
         home: Arc<Home>,
-        shared: Arc<SharedSockets>,
+        (shared, turns): (Arc<SharedSockets>, Arc<Turns>),
         index: usize,
         orders: watch::Receiver<Orders>,
     ) -> Self {
@@ -96,6 +107,9 @@ impl SlotTask {
             last,
             stats: None,
             running: None,
+            successor: None,
+            leaving: TaskTracker::new(),
+            turns,
             drained_by: None,
             orphaned: false,
         }
@@ -107,9 +121,11 @@ impl SlotTask {
             self.generations().await;
             // A slot may be wanted again while its last worker was being ended.
             if self.orphaned || self.orders.borrow().want != Want::Run {
-                return;
+                break;
             }
         }
+        self.leaving.close();
+        self.leaving.wait().await;
     }
 
     /// From the first spawn to [`Action::Finish`].
@@ -145,6 +161,7 @@ impl SlotTask {
             let poll = self
                 .drained_by
                 .map(|by| by.min(Instant::now() + DRAIN_POLL));
+            let outdated = self.outdated();
             let (process, notify, channel) = match &mut self.running {
                 Some(generation) => (
                     Some(&generation.process),
@@ -162,7 +179,16 @@ impl SlotTask {
                         events.push_back(Event::Kill);
                     }
                 },
+                permit = Self::turn(outdated) => self.begin_replacement(permit),
+                outcome = settled(self.successor.as_mut()) => match outcome {
+                    Outcome::Ready => {
+                        events.extend(self.replace().await);
+                        snapshots.mark_changed();
+                    }
+                    Outcome::Failed(why) => self.abandon(Some(why)).await,
+                },
                 () = exited(process) => {
+                    self.abandon(None).await;
                     ended = self.clean_up().await;
                     // An empty slot that is retired needs no next generation.
                     events.extend(self.drained_by.take().map(|_| Event::Stop));
@@ -190,6 +216,9 @@ impl SlotTask {
     async fn obey(&mut self) -> Vec<Event> {
         let want = self.orders.borrow_and_update().want;
         let was_draining = self.drained_by.take().is_some();
+        if want != Want::Run {
+            self.abandon(None).await;
+        }
         match (want, &self.running) {
             (Want::Run, Some(generation)) if was_draining => {
                 // Its slot is in the table again, but empty: it starts once more.
@@ -227,7 +256,7 @@ impl SlotTask {
     }
 
     async fn spawn(&mut self) -> io::Result<Limits> {
-        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.next_number();
         let Orders {
             workers, entrances, ..
         } = self.orders.borrow().clone();
@@ -236,6 +265,10 @@ impl SlotTask {
         let generation = self.running.insert(generation);
         self.cluster.report(generation.started()).await;
         Ok(generation.limits())
+    }
+
+    fn next_number(&self) -> u32 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn not_spawned(&self, error: &io::Error) -> Ended {

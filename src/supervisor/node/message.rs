@@ -10,6 +10,8 @@ const SHORT: usize = 256;
 
 /// "I have received the descriptor."
 pub(super) const RECEIVED: &str = r#"{"cmd":"NODE_HANDLE_ACK"}"#;
+/// "Close your servers, and end when your connections have."
+pub(super) const DISCONNECT: &str = r#"{"cmd":"NODE_CLUSTER","act":"disconnect"}"#;
 /// What the application is told before it is ended; PM2's word.
 pub(super) const SHUTDOWN: &str = r#""shutdown""#;
 
