@@ -3,7 +3,7 @@
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Backend, Cluster, Entry, Event, Health, Skip, Snapshot};
+use super::{Backend, Cluster, Entry, Event, Health, Skip, Snapshot, Started};
 use crate::config::{ReadyBy, Source};
 
 /// Turns events into snapshots, one at a time.
@@ -44,46 +44,8 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
     };
     match event {
         Event::Configure(config) => Some(Snapshot::rebuilt(now.number + 1, config, &now.entries)),
-        Event::Started {
-            slot,
-            generation,
-            address,
-            pid,
-            backlog,
-        } => {
-            let index = index_of(now, &slot)?;
-            let backend = Backend {
-                address,
-                generation,
-                pid: Some(pid),
-                backlog,
-                said_ready: false,
-                was_ready: false,
-                health: Health::Unknown,
-                leaving: None,
-            };
-            Some(now.with(index, now.entries[index].filled(backend, ready_by)))
-        }
-        Event::Replaced {
-            slot,
-            generation,
-            address,
-            pid,
-            backlog,
-        } => {
-            let index = index_of(now, &slot)?;
-            let backend = Backend {
-                address,
-                generation,
-                pid: Some(pid),
-                backlog,
-                said_ready: true,
-                was_ready: true,
-                health: Health::Unknown,
-                leaving: None,
-            };
-            Some(now.with(index, now.entries[index].filled(backend, ready_by)))
-        }
+        Event::Started(started) => filled(now, started, false, ready_by),
+        Event::Replaced(started) => filled(now, started, true, ready_by),
         Event::Ready { slot, generation } => changed(now, &slot, generation, |entry, backend| {
             entry.filled(
                 Backend {
@@ -128,6 +90,29 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
                 .then(|| now.with(index, entry.vacated(why)))
         }
     }
+}
+
+/// The next snapshot with another generation in the slot.
+fn filled(now: &Snapshot, started: Started, ready: bool, ready_by: ReadyBy) -> Option<Snapshot> {
+    let Started {
+        slot,
+        generation,
+        address,
+        pid,
+        backlog,
+    } = started;
+    let index = index_of(now, &slot)?;
+    let backend = Backend {
+        address,
+        generation,
+        pid: Some(pid),
+        backlog,
+        said_ready: ready,
+        was_ready: ready,
+        health: Health::Unknown,
+        leaving: None,
+    };
+    Some(now.with(index, now.entries[index].filled(backend, ready_by)))
 }
 
 /// The next snapshot with the slot's entry changed, unless this generation has left it.

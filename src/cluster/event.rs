@@ -5,6 +5,21 @@ use std::sync::Arc;
 use super::{Backlog, Skip};
 use crate::config::{self, Address};
 
+/// A worker that was spawned.
+#[derive(Debug)]
+pub struct Started {
+    /// The slot's name.
+    pub slot: Arc<str>,
+    /// 1, 2, 3 …
+    pub generation: u32,
+    /// Where it is going to listen.
+    pub address: Address,
+    /// The worker's process.
+    pub pid: u32,
+    /// The accept queue of its listening socket, when homescar holds that socket.
+    pub backlog: Option<Backlog>,
+}
+
 /// Something that happened to a cluster. Events that name a generation which is no longer the
 /// slot's are late news and change nothing.
 #[derive(Debug)]
@@ -12,31 +27,9 @@ pub enum Event {
     /// A new configuration: slots that are still named keep what stands in them.
     Configure(Arc<config::Cluster>),
     /// A worker was spawned: the slot's next generation, not ready yet.
-    Started {
-        /// The slot's name.
-        slot: Arc<str>,
-        /// 1, 2, 3 …
-        generation: u32,
-        /// Where it is going to listen.
-        address: Address,
-        /// The worker's process.
-        pid: u32,
-        /// The accept queue of its listening socket, when homescar holds that socket.
-        backlog: Option<Backlog>,
-    },
-    /// The slot's next generation stands beside the present one, is ready, and takes its place.
-    Replaced {
-        /// The slot's name.
-        slot: Arc<str>,
-        /// Of the one that takes it.
-        generation: u32,
-        /// Where it listens.
-        address: Address,
-        /// Its process.
-        pid: u32,
-        /// The accept queue of its listening socket, when homescar holds that socket.
-        backlog: Option<Backlog>,
-    },
+    Started(Started),
+    /// The slot's next generation stood beside the present one, is ready, and takes its place.
+    Replaced(Started),
     /// The worker itself said that it is ready.
     Ready {
         /// The slot's name.

@@ -24,7 +24,7 @@ use tokio::{
 
 pub use backlog::Backlog;
 pub use controller::Controller;
-pub use event::{Event, Health};
+pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
 pub use route::Route;
 pub use slot::{Backend, Skip, Slot, SlotStats};

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{Event, Health, Route, Skip, Snapshot, controller::step};
+use super::{Event, Health, Route, Skip, Snapshot, Started, controller::step};
 use crate::{
     affinity::AffinityKey,
     config::{self, Address, OnDown, ReadyBy, Source, Workers},
@@ -32,13 +32,13 @@ fn name(slot: usize) -> Arc<str> {
 
 fn started(slot: usize, generation: u32) -> Event {
     let address = Address::Tcp((Ipv4Addr::LOCALHOST, 1).into());
-    Event::Started {
+    Event::Started(Started {
         slot: name(slot),
         generation,
         address,
         pid: 100 + generation,
         backlog: None,
-    }
+    })
 }
 
 fn ready(slot: usize, generation: u32) -> Event {

@@ -17,7 +17,7 @@ use super::{
     worker::Limits,
 };
 use crate::{
-    cluster::{self, Backlog, Skip},
+    cluster::{self, Backlog, Skip, Started},
     config::{Address, Workers},
 };
 
@@ -138,18 +138,16 @@ impl Generation {
     }
 
     pub(super) fn started(&self) -> cluster::Event {
-        cluster::Event::Started {
-            slot: Arc::clone(&self.slot),
-            generation: self.number,
-            address: self.address.clone(),
-            pid: self.pid,
-            backlog: self.backlog.clone(),
-        }
+        cluster::Event::Started(self.as_started())
     }
 
     /// It takes the place of the generation before it.
     pub(super) fn replaced(&self) -> cluster::Event {
-        cluster::Event::Replaced {
+        cluster::Event::Replaced(self.as_started())
+    }
+
+    fn as_started(&self) -> Started {
+        Started {
             slot: Arc::clone(&self.slot),
             generation: self.number,
             address: self.address.clone(),

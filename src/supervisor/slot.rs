@@ -20,7 +20,7 @@ use tracing::{debug, info};
 pub(super) use self::rolling::Turns;
 use self::{
     notices::{noticed, was_not_ready},
-    rolling::{Outcome, Successor, settled},
+    rolling::{Successor, settled},
 };
 use super::{
     contract::{Entrances, Room},
@@ -173,20 +173,13 @@ impl SlotTask {
             tokio::select! {
                 changed = self.orders.changed(), if !self.orphaned => match changed {
                     Ok(()) => events.extend(self.obey().await),
-                    // Nobody is left who could wait for an orderly end.
-                    Err(_) => {
-                        self.orphaned = true;
-                        events.push_back(Event::Kill);
-                    }
+                    Err(_) => events.push_back(self.is_orphaned()),
                 },
                 permit = Self::turn(outdated) => self.begin_replacement(permit),
-                outcome = settled(self.successor.as_mut()) => match outcome {
-                    Outcome::Ready => {
-                        events.extend(self.replace().await);
-                        snapshots.mark_changed();
-                    }
-                    Outcome::Failed(why) => self.abandon(Some(why)).await,
-                },
+                outcome = settled(self.successor.as_mut()) => {
+                    events.extend(self.succeed(outcome).await);
+                    snapshots.mark_changed();
+                }
                 () = exited(process) => {
                     self.abandon(None).await;
                     ended = self.clean_up().await;
@@ -197,19 +190,28 @@ impl SlotTask {
                 messages = told(notify) => events.extend(self.heard(messages)),
                 notices = noticed(channel) => events.extend(self.take_notice(notices).await),
                 _ = snapshots.changed() => events.extend(self.observe()),
-                () = passed(deadline) => {
-                    // What it has said in time counts, also when we come late: the runtime looks
-                    // for it when this task yields.
-                    tokio::task::yield_now().await;
-                    let said = self.running.as_mut().map(Generation::waiting);
-                    let (messages, notices) = said.unwrap_or_default();
-                    events.extend(self.heard(Ok(messages)));
-                    events.extend(self.take_notice(notices).await);
-                    events.push_back(Event::Tick);
-                }
+                () = passed(deadline) => events.extend(self.late().await),
                 () = passed(poll) => events.extend(self.drained()),
             }
         }
+    }
+
+    /// A deadline has passed. What the worker has said in time counts, also when we come late:
+    /// the runtime looks for it when this task yields.
+    async fn late(&mut self) -> Vec<Event> {
+        tokio::task::yield_now().await;
+        let said = self.running.as_mut().map(Generation::waiting);
+        let (messages, notices) = said.unwrap_or_default();
+        let mut events = self.heard(Ok(messages));
+        events.extend(self.take_notice(notices).await);
+        events.push(Event::Tick);
+        events
+    }
+
+    /// Nobody is left who could wait for an orderly end.
+    const fn is_orphaned(&mut self) -> Event {
+        self.orphaned = true;
+        Event::Kill
     }
 
     /// What the present orders mean for the worker.
@@ -294,8 +296,10 @@ impl SlotTask {
                 self.cluster.report(generation.ready()).await;
             }
             Action::Booted(after) => {
-                generation.was_ready = true;
-                report::booted(&slot, number, generation.pid, after);
+                // One that took another's place was so before.
+                if !std::mem::replace(&mut generation.was_ready, true) {
+                    report::booted(&slot, number, generation.pid, after);
+                }
             }
             Action::End { why, grace } => {
                 // Before it is told: from then on it may refuse whoever is sent to it.

@@ -1,6 +1,7 @@
 //! Contract `node`: unmodified Node applications, given their sockets by Node's own protocol.
 
 mod crowd;
+mod rolling;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 

@@ -26,7 +26,7 @@ const answering = (more) =>
 
 const kinds = {
   http() {
-    const server = answering(() => ({ port: server.address().port }));
+    const server = answering(() => ({ port: server.address()?.port }));
     server.listen(port);
   },
 

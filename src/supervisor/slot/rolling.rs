@@ -154,8 +154,19 @@ impl SlotTask {
         }
     }
 
+    /// What a successor has come to.
+    pub(super) async fn succeed(&mut self, outcome: Outcome) -> Vec<Event> {
+        match outcome {
+            Outcome::Ready => self.replace().await,
+            Outcome::Failed(why) => {
+                self.abandon(Some(why)).await;
+                Vec::new()
+            }
+        }
+    }
+
     /// The next generation is ready: it takes the place, and the present one leaves.
-    pub(super) async fn replace(&mut self) -> Vec<Event> {
+    async fn replace(&mut self) -> Vec<Event> {
         let Some(successor) = self.successor.take() else {
             return Vec::new();
         };
@@ -165,7 +176,7 @@ impl SlotTask {
             permit,
             ..
         } = successor;
-        generation.said_ready = true;
+        (generation.said_ready, generation.was_ready) = (true, true);
         let (number, pid) = (generation.number, generation.pid);
         let limits = generation.limits();
         self.cluster.report(generation.replaced()).await;
