@@ -146,6 +146,43 @@ fn the_readme_shows_what_is_tested() {
     }
 }
 
+/// Slot by slot on the same socket, under constant connects: gunicorn finishes what it has, and
+/// what waits is the next generation's.
+#[tokio::test]
+async fn gunicorn_is_replaced_and_nothing_is_lost() {
+    let server = Server {
+        command: r#"["gunicorn", "wsgi:app"]"#,
+        folder: "python",
+        processes: 2,
+        end: "exit code 0",
+    };
+    for mode in ["tcp", "direct"] {
+        let (homescar, place) = start(&server, mode);
+        homescar.all_ready("app", WORKERS).await;
+        let to = homescar.address("web").await;
+        let clients: Vec<_> = (0..CLIENTS).map(address_of_client).collect();
+        let mut homes = BTreeMap::new();
+        for from in &clients {
+            homes.insert(*from, visit(*from, to).await.answer.unwrap().slot);
+        }
+        let traffic = Traffic::start(&clients, to);
+        traffic.is_answered_by(1).await;
+        let file = place.path().join("homescar.toml");
+        let config = fs::read_to_string(&file).unwrap();
+        fs::write(&file, config + "env = { RELEASE = \"2\" }\n").unwrap();
+        homescar.signal(Signal::SIGHUP);
+        traffic.is_answered_by(2).await;
+        for index in 0..WORKERS {
+            let gone = format!("app/{index}: generation 1 ended: {}", server.end);
+            homescar.message(&gone).await;
+        }
+        for Attempt { from, answer, .. } in traffic.stop().await {
+            let who = answer.unwrap_or_else(|error| panic!("{from}: {error}\n{}", homescar.tail()));
+            assert_eq!(who.slot, homes[&from], "{from}");
+        }
+    }
+}
+
 /// Every client meets its own worker, which is killed twice: frozen, with clients in the queue of
 /// its socket, and in the middle of its work. Then everything ends in good order.
 ///
