@@ -96,6 +96,11 @@ impl Group {
         Ok(Arc::clone(&self.sockets[slot]))
     }
 
+    /// The same, if it has been made.
+    pub(super) fn present(&self, slot: usize) -> Option<Arc<TcpListener>> {
+        self.sockets.get(slot).map(Arc::clone)
+    }
+
     /// Where a client with an IPv4 address of this machine reaches it, if it can.
     pub(super) fn reached_at(&self) -> Option<SocketAddr> {
         let ip = match self.address.ip() {

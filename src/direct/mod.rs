@@ -7,19 +7,25 @@
 //! there; while it restarts, connections wait.
 //!
 //! `standing` decides from each snapshot which slots the program has; [`attach`] is the hot swap;
-//! `rescue` accepts what waits for a worker that does not come back in time.
+//! `rescue` accepts what waits for a worker that does not come back in time; `usage` is what the
+//! kernel tells of connections that nobody but the workers sees.
 
 mod attach;
+mod diag;
 mod group;
 mod rescue;
 mod standing;
+mod usage;
 
 use std::{
     collections::BTreeMap,
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +35,7 @@ use tracing::{info, warn};
 
 pub use attach::{AttachError, attach};
 pub use group::{Group, NotLed};
+pub use usage::Usage;
 
 use self::{
     rescue::{Rescue, Take},
@@ -58,6 +65,8 @@ pub struct Direct {
     probes: Ipv4Addr,
     backlog: u32,
     groups: Mutex<Vec<Group>>,
+    /// Whether a client was ever accepted in place of a worker.
+    has_relayed: AtomicBool,
 }
 
 impl Direct {
@@ -84,6 +93,7 @@ impl Direct {
             probes: config.probes,
             backlog: config.backlog,
             groups: Mutex::new(groups),
+            has_relayed: AtomicBool::new(false),
         })
     }
 
@@ -134,16 +144,16 @@ impl Direct {
         cluster: Cluster,
         take: impl Fn(TcpStream, SocketAddr) + Send + Sync + 'static,
     ) {
+        let direct = Arc::clone(&self);
         // A check is for the worker alone: from us it gets a reset, and so an answer.
-        let probes = self.probes.to_bits()..=self.probes.to_bits() + MAX_DIRECT_SLOTS as u32;
-        let take: Take = Arc::new(
-            move |stream, peer: SocketAddr| match peer.ip().to_canonical() {
-                IpAddr::V4(ip) if probes.contains(&ip.to_bits()) => {
-                    let _gone = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                }
-                _ => take(stream, peer),
-            },
-        );
+        let take: Take = Arc::new(move |stream, peer: SocketAddr| {
+            if direct.is_probe(peer.ip().to_canonical()) {
+                let _gone = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            } else {
+                direct.has_relayed.store(true, Ordering::Relaxed);
+                take(stream, peer);
+            }
+        });
         let mut numbers = cluster.subscribe();
         let mut standings = Standings::default();
         let mut attached: Option<(Vec<bool>, Arc<Table>, usize)> = None;
@@ -217,6 +227,12 @@ impl Direct {
                 Err(error) => warn!(slot = &**name, %error, "cannot accept in its place"),
             }
         }
+    }
+
+    fn is_probe(&self, peer: IpAddr) -> bool {
+        let first = self.probes.to_bits();
+        let probes = first..=first + MAX_DIRECT_SLOTS as u32;
+        matches!(peer, IpAddr::V4(ip) if probes.contains(&ip.to_bits()))
     }
 
     fn groups(&self) -> MutexGuard<'_, Vec<Group>> {
