@@ -1,9 +1,19 @@
 //! Direct listeners at work: their groups, the task that keeps the programs true, and the sockets
 //! that workers get from them.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tracing::info;
+use tokio::{task::spawn_blocking, time::Instant};
+use tracing::{info, warn};
 
 use super::{StartError, cluster::RunningCluster};
 use crate::{
@@ -16,9 +26,16 @@ use crate::{
 /// For handshakes that have begun when everything ends; more than a round trip of most clients.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(250);
 
+/// How often, at most, the connections of direct listeners are counted while everything ends.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// All direct listeners, by the cluster behind each.
 #[derive(Debug, Default)]
-pub(super) struct Directs(BTreeMap<Arc<str>, Arc<Direct>>);
+pub(super) struct Directs {
+    directs: BTreeMap<Arc<str>, Arc<Direct>>,
+    /// That they cannot be counted was said.
+    uncounted: AtomicBool,
+}
 
 impl Directs {
     /// Binds all of them; workers may have the sockets from now on.
@@ -44,18 +61,21 @@ impl Directs {
             );
             directs.insert(Arc::clone(&listener.cluster), Arc::new(direct));
         }
-        Ok(Self(directs))
+        Ok(Self {
+            directs,
+            uncounted: AtomicBool::new(false),
+        })
     }
 
     /// What the workers of a cluster get their sockets from.
     pub(super) fn doors(&self, cluster: &str) -> Option<Arc<dyn Doors>> {
-        let direct = self.0.get(cluster)?;
+        let direct = self.directs.get(cluster)?;
         Some(Arc::new(PublicSockets(Arc::clone(direct))))
     }
 
     /// The real addresses of the listener that leads to a cluster.
     pub(super) fn addresses_of(&self, cluster: &str) -> Option<Vec<SocketAddr>> {
-        Some(self.0.get(cluster)?.addresses())
+        Some(self.directs.get(cluster)?.addresses())
     }
 
     /// Begins to lead the clients of a listener.
@@ -65,7 +85,7 @@ impl Directs {
         cluster: &RunningCluster,
         plane: &Arc<DataPlane>,
     ) {
-        let Some(direct) = self.0.get(&listener.cluster) else {
+        let Some(direct) = self.directs.get(&listener.cluster) else {
             return;
         };
         let rescued = Listener::without_hold(Settings {
@@ -80,15 +100,51 @@ impl Directs {
 
     /// The real addresses.
     pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.0.values().flat_map(|direct| direct.addresses())
+        self.directs.values().flat_map(|direct| direct.addresses())
+    }
+
+    /// How many clients are connected to workers directly; none when the kernel does not tell,
+    /// which is said once.
+    pub(super) async fn connections(&self) -> u64 {
+        let directs: Vec<_> = self.directs.values().map(Arc::clone).collect();
+        if directs.is_empty() {
+            return 0;
+        }
+        let count = move || directs.iter().map(|direct| direct.connections()).sum();
+        let counted: Result<io::Result<u64>, _> = spawn_blocking(count).await;
+        match counted.map_err(io::Error::from).flatten() {
+            Ok(connections) => connections,
+            Err(error) => {
+                if !self.uncounted.swap(true, Ordering::Relaxed) {
+                    warn!(
+                        %error,
+                        "the kernel does not tell how many direct connections there are: nobody \
+                         waits for their end"
+                    );
+                }
+                0
+            }
+        }
+    }
+
+    /// Returns when no client is connected to a worker directly, or the kernel does not tell.
+    pub(super) async fn wait_until_idle(&self) {
+        loop {
+            let began = Instant::now();
+            if self.connections().await == 0 {
+                return;
+            }
+            // With very many connections, a fifth of a processor.
+            tokio::time::sleep(LOOK_AGAIN.max(4 * began.elapsed())).await;
+        }
     }
 
     /// Lets nobody in any more: who waits to be accepted is the workers' to serve.
     pub(super) async fn close(&self) {
-        for direct in self.0.values() {
+        for direct in self.directs.values() {
             direct.refuse();
         }
-        if !self.0.is_empty() {
+        if !self.directs.is_empty() {
             tokio::time::sleep(LAST_HANDSHAKES).await;
         }
     }
@@ -127,5 +183,9 @@ impl Doors for PublicSockets {
             address: address.ok_or_else(|| io::Error::other("it has no probe address"))?,
             backlog: self.0.backlog(),
         })
+    }
+
+    fn connections(&self, index: usize, worker: u32) -> io::Result<u64> {
+        self.0.connections_of(index, worker)
     }
 }

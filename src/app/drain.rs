@@ -1,4 +1,7 @@
 //! The orderly end: doors closed, connections finished or cut by a deadline, workers ended.
+//!
+//! Connections that workers have directly are finished too, as far as the kernel tells of them;
+//! they are cut by the end of their worker.
 
 use std::time::Duration;
 
@@ -25,7 +28,7 @@ impl App {
             .max();
         let deadline = longest.unwrap_or_default();
         info!(
-            connections = self.plane.open(),
+            connections = self.open().await,
             "draining for up to {}; again to end now",
             humantime::format_duration(deadline)
         );
@@ -38,12 +41,14 @@ impl App {
 
     async fn finish_connections(&self, deadline: Duration, signals: &mut mpsc::Receiver<Signal>) {
         tokio::select! {
-            () = self.plane.wait_until_idle() => return,
+            () = self.wait_until_idle() => return,
             () = tokio::time::sleep(deadline) => {
-                warn!("drain.timeout has passed: cutting {} connections", self.plane.open());
+                let open = self.open().await;
+                warn!("drain.timeout has passed: cutting {open} connections");
             }
             () = next_shutdown(signals) => {
-                warn!("told again to end: cutting {} connections", self.plane.open());
+                let open = self.open().await;
+                warn!("told again to end: cutting {open} connections");
             }
         }
         self.plane.cut(Cut::All).await;
@@ -53,6 +58,17 @@ impl App {
         {
             warn!("{} connections are still there", self.plane.open());
         }
+    }
+
+    /// Connections, relayed and direct.
+    async fn open(&self) -> u64 {
+        self.plane.open() + self.directs.connections().await
+    }
+
+    /// In this order: who waits for a worker that is gone becomes a relayed connection.
+    async fn wait_until_idle(&self) {
+        self.directs.wait_until_idle().await;
+        self.plane.wait_until_idle().await;
     }
 
     async fn stop_workers(self, mut signals: mpsc::Receiver<Signal>) {

@@ -61,6 +61,13 @@ pub trait Doors: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When they cannot be opened.
     fn of_slot(&self, index: usize) -> io::Result<SlotDoors>;
+
+    /// How many connections a slot's worker has through them, accepted or not yet; `worker` is
+    /// its process group. It may take some tens of milliseconds.
+    ///
+    /// # Errors
+    /// When they cannot be counted.
+    fn connections(&self, index: usize, worker: u32) -> io::Result<u64>;
 }
 
 /// The public sockets of one slot.
@@ -178,6 +185,10 @@ impl Room {
 
     pub(super) fn slot(&self) -> Arc<str> {
         Arc::clone(&self.slot)
+    }
+
+    pub(super) const fn index(&self) -> usize {
+        self.index
     }
 
     /// Everything that the next generation needs before it can be spawned.

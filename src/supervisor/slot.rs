@@ -1,6 +1,7 @@
 //! The task of one slot: carries out what [`Worker`] decides, and tells it what happens.
 
 mod notices;
+mod retiring;
 mod rolling;
 
 use std::{
@@ -39,8 +40,6 @@ use crate::{
     config::Workers,
 };
 
-/// How often a retired slot is asked whether its last connection has ended.
-const DRAIN_POLL: Duration = Duration::from_millis(50);
 /// What the controller gets to take a worker out of the table before that is told to end.
 const TAKEN_OUT_WITHIN: Duration = Duration::from_millis(100);
 
@@ -160,7 +159,7 @@ impl SlotTask {
             let deadline = worker.deadline();
             let poll = self
                 .drained_by
-                .map(|by| by.min(Instant::now() + DRAIN_POLL));
+                .map(|by| by.min(Instant::now() + self.drain_poll()));
             let outdated = self.outdated();
             let (process, notify, channel) = match &mut self.running {
                 Some(generation) => (
@@ -191,7 +190,7 @@ impl SlotTask {
                 notices = noticed(channel) => events.extend(self.take_notice(notices).await),
                 _ = snapshots.changed() => events.extend(self.observe()),
                 () = passed(deadline) => events.extend(self.late().await),
-                () = passed(poll) => events.extend(self.drained()),
+                () = passed(poll) => events.extend(self.drained().await),
             }
         }
     }
@@ -241,20 +240,6 @@ impl SlotTask {
             (Want::Retire(_), None) | (Want::Stop, _) => vec![Event::Stop],
             (Want::Kill, _) => vec![Event::Kill],
         }
-    }
-
-    /// Whether a retired slot has served its last connection.
-    fn drained(&mut self) -> Option<Event> {
-        let by = self.drained_by?;
-        let active = self
-            .stats
-            .as_ref()
-            .map_or(0, |stats| stats.active.load(Ordering::Relaxed));
-        if active > 0 && Instant::now() < by {
-            return None;
-        }
-        self.drained_by = None;
-        Some(Event::Stop)
     }
 
     async fn spawn(&mut self) -> io::Result<Limits> {

@@ -89,7 +89,16 @@ fn a_privileged_port_says_what_to_do() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = |from: &str, name: &str| {
         let to = folder.path().join(name);
-        fs::copy(from, &to).unwrap();
+        // By another process: whatever other tests start meanwhile would inherit our descriptor of
+        // the copy, and a program that is open for writing cannot be run.
+        assert!(
+            Command::new("cp")
+                .arg(from)
+                .arg(&to)
+                .status()
+                .unwrap()
+                .success()
+        );
         to
     };
     let program = copy(env!("CARGO_BIN_EXE_homescar"), "homescar");

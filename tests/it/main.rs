@@ -14,6 +14,7 @@ mod config;
 mod death;
 mod demo;
 mod direct;
+mod direct_counts;
 mod drain;
 mod exhaustion;
 mod health;

@@ -95,6 +95,11 @@ pub(crate) struct Rig {
 impl Rig {
     /// Everything runs on the present thread.
     pub(crate) fn start(config: &config::Cluster) -> Self {
+        Self::start_behind(Entrances::default(), config)
+    }
+
+    /// The same behind a listener.
+    pub(crate) fn start_behind(entrances: Entrances, config: &config::Cluster) -> Self {
         let Source::Workers(workers) = &config.source else {
             panic!("a cluster of workers");
         };
@@ -104,7 +109,6 @@ impl Rig {
         tasks.spawn(controller.run());
         tasks.spawn(Checker::new(cluster.clone()).run(std::future::pending()));
         let (shared, workers) = (Arc::clone(&home), Arc::clone(workers));
-        let entrances = Entrances::default();
         let supervisor = Supervisor::new(cluster.clone(), shared, workers, entrances);
         Self {
             cluster,
