@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    contract::{Entrances, Prepared, Room},
+    contract::{Prepared, Room},
+    entrance::Entrances,
     home::Home,
     node::{Channel, Notice},
     notify::{Message, NotifySocket},

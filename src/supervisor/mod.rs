@@ -9,6 +9,7 @@
 //! kernel kills a worker when the thread that spawned it ends.
 
 mod contract;
+mod entrance;
 mod exec;
 mod generation;
 mod guard;
@@ -30,7 +31,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-pub use contract::{Doors, Entrances, SlotDoors};
+pub use entrance::{Doors, Entrances, SlotDoors};
 pub use exec::exec_worker_main;
 pub use guard::guard_main;
 pub use home::Home;

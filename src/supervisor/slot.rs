@@ -24,7 +24,8 @@ use self::{
     rolling::{Successor, settled},
 };
 use super::{
-    contract::{Entrances, Room},
+    contract::Room,
+    entrance::Entrances,
     generation::{Ended, Generation},
     home::Home,
     node::{Channel, SharedSockets},
