@@ -59,7 +59,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 enum Row {
-    /// The kernel's program: connects to a group of eight with it, and to a socket alone.
+    /// A run of the kernel's program.
     Program,
     /// A connection, a request, its answer, the end.
     Crr,
