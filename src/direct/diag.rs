@@ -70,7 +70,7 @@ pub(super) fn each_connection(
         dump.or_default().push(address.ip());
     }
     for ((is_v4, port), ips) in dumps {
-        dump(&request(is_v4, port, detail), |response| {
+        dump(&request(is_v4, port, detail, served()), |response| {
             let local = response.header.socket_id.source_address;
             let ours =
                 |ip: &IpAddr| ip.is_unspecified() || ip.to_canonical() == local.to_canonical();
@@ -105,7 +105,32 @@ fn see_if_served(response: &InetResponse, see: &mut impl FnMut(Seen)) {
     });
 }
 
-fn request(is_v4: bool, port: u16, detail: Detail) -> InetRequest {
+/// How many sockets listen on exactly this address, whoever has them.
+///
+/// # Errors
+/// As [`each_connection`].
+pub(super) fn listeners(address: SocketAddr) -> io::Result<usize> {
+    let (is_v4, port) = (address.is_ipv4(), address.port());
+    let mut listeners = 0;
+    let request = request(is_v4, port, Detail::Existence, StateFlags::LISTEN);
+    dump(&request, |response| {
+        let is_there = response.header.socket_id.source_address == address.ip();
+        listeners += usize::from(is_there);
+    })?;
+    Ok(listeners)
+}
+
+/// The states of a connection that somebody may still serve.
+fn served() -> StateFlags {
+    StateFlags::ESTABLISHED
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::CLOSING
+        | StateFlags::LAST_ACK
+}
+
+fn request(is_v4: bool, port: u16, detail: Detail, states: StateFlags) -> InetRequest {
     let (family, any) = if is_v4 {
         (AF_INET, SocketId::new_v4())
     } else {
@@ -118,12 +143,7 @@ fn request(is_v4: bool, port: u16, detail: Detail) -> InetRequest {
             Detail::Existence => ExtensionFlags::empty(),
             Detail::Traffic => ExtensionFlags::INFO,
         },
-        states: StateFlags::ESTABLISHED
-            | StateFlags::FIN_WAIT1
-            | StateFlags::FIN_WAIT2
-            | StateFlags::CLOSE_WAIT
-            | StateFlags::CLOSING
-            | StateFlags::LAST_ACK,
+        states,
         // The only part of it that a dump heeds.
         socket_id: SocketId {
             source_port: port,

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{AttachError, attach, standing::Decision};
+use super::{AttachError, attach, diag::listeners, standing::Decision};
 use crate::{
     affinity::{Masks, Probes, ProbesOutside, TooLong},
     cluster::Snapshot,
@@ -88,12 +88,29 @@ impl Group {
     /// The socket of a slot; those up to it are made if they are not there.
     pub(super) fn socket(&mut self, slot: usize) -> io::Result<Arc<TcpListener>> {
         if let Some(more) = NonZeroUsize::new((slot + 1).saturating_sub(self.sockets.len())) {
+            self.has_no_stranger()?;
             let bound = BoundGroup::bind(self.bind, more, Neighbour::Ours, self.backlog);
             let bound = bound.map_err(io::Error::other)?;
             self.sockets
                 .extend(bound.into_sockets().into_iter().map(Arc::new));
         }
         Ok(Arc::clone(&self.sockets[slot]))
+    }
+
+    /// Another process of the same user can join the group. It gets nobody there, but behind it
+    /// the position of a socket would not be its slot's number.
+    fn has_no_stranger(&self) -> io::Result<()> {
+        let address = self.address;
+        // A kernel that does not tell is taken at its best.
+        let listeners = listeners(address).unwrap_or(self.sockets.len());
+        if listeners == self.sockets.len() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "another process listens on {address} beside homescar (SO_REUSEPORT), so no slot can be \
+             added there: end it (`ss -ltnp 'sport = :{}'` shows which)",
+            address.port()
+        )))
     }
 
     /// The same, if it has been made.

@@ -334,6 +334,37 @@ async fn several_addresses_lead_to_the_same_slots() {
     }
 }
 
+/// Another process of the same user joins later: it gets nobody, and the group does not grow
+/// behind it until it is gone.
+#[tokio::test]
+async fn a_stranger_in_the_group_gets_nobody() {
+    let (homescar, to) = start(&config("127.0.0.1:0", "", 2, "hold 10s"), 2).await;
+    let two = homes(to).await;
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&to.into()).unwrap();
+    socket.listen(16).unwrap();
+    let mark = homescar.mark();
+    homescar
+        .reload(&config("127.0.0.1:0", "", 3, "hold 10s"))
+        .await;
+    let said = |line: &serde_json::Value| {
+        message(line).contains("app/2 ended: it could not be started: another process listens on")
+    };
+    homescar.line_after(mark, "a clear line", said).await;
+    for (from, met) in homes(to).await {
+        assert!(two.contains_key(&from) && met.slot != "app/2");
+    }
+    assert!(socket.accept().is_err(), "it got somebody");
+    drop(socket);
+    homescar.ready_after(mark, "app/2").await;
+    for slot in 0..3 {
+        let met = async { while who(probe(slot), to).await.slot != format!("app/{slot}") {} };
+        timeout(SOON, met).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn nobody_else_listens_there() {
     let (homescar, to) = start(&config("127.0.0.1:0", "", 2, "hold 10s"), 2).await;
