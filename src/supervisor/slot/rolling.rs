@@ -115,6 +115,10 @@ impl SlotTask {
 
     /// Starts the next generation beside the present one.
     pub(super) fn begin_replacement(&mut self, permit: OwnedSemaphorePermit) {
+        // While it waited for its turn, another slot's may have failed.
+        if self.outdated().is_none() {
+            return;
+        }
         let Orders {
             workers, entrances, ..
         } = self.orders.borrow().clone();
@@ -214,7 +218,9 @@ impl SlotTask {
             return;
         };
         let (number, pid) = (generation.number, generation.pid);
-        self.turns.give_up(&generation.workers);
+        if why.is_some() {
+            self.turns.give_up(&generation.workers);
+        }
         generation.told_to_end = true;
         generation.process.kill();
         exited(Some(&generation.process)).await;

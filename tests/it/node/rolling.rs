@@ -9,11 +9,12 @@ use std::{
     },
 };
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::{get, here, script};
-use crate::support::homescar::{Homescar, SOON, eventually, is_alive, message};
+use crate::support::homescar::{Homescar, SOON, eventually, is_alive, message, pid};
 
 const WORKERS: usize = 3;
 const CLIENTS: usize = 30;
@@ -153,6 +154,30 @@ async fn who_does_not_get_ready_replaces_nobody() {
         before.iter().all(|pid| !is_alive(*pid))
     })
     .await;
+    let begun = |line: &&Value| message(line).contains("starts beside");
+    let begun = homescar.log().iter().filter(begun).count();
+    assert_eq!(begun, 2 + WORKERS, "one of each that failed, and the last");
+}
+
+/// A worker that dies while its successor starts is restarted as ever, and the others are
+/// replaced.
+#[tokio::test]
+async fn a_death_in_the_middle_stops_nothing() {
+    let slow = |env| config("direct", &["slow", "1500"], env) + "ready = \"notify\"\n";
+    let homescar = Homescar::serve(&slow("RELEASE = \"1\""));
+    let before = homescar.all_ready("app", WORKERS).await;
+    let mark = homescar.mark();
+    homescar.reload(&slow("RELEASE = \"2\"")).await;
+    let begun = |line: &Value| message(line).contains("starts beside");
+    let line = homescar.line_after(mark, "a start", begun).await;
+    let victim: usize = line["slot"].as_str().unwrap()[4..].parse().unwrap();
+    kill(pid(before[victim]), Signal::SIGKILL).unwrap();
+    homescar.ready_after(mark, &format!("app/{victim}")).await;
+    for slot in (0..WORKERS).filter(|slot| *slot != victim) {
+        let over = format!("app/{slot}: generation 2 has taken over");
+        let is_it = |line: &Value| message(line).starts_with(&over);
+        homescar.line_after(mark, &over, is_it).await;
+    }
 }
 
 /// Told to end in the middle of it, nobody is left.
@@ -165,7 +190,7 @@ async fn an_end_in_the_middle_leaves_nobody() {
     let begun = |line: &Value| message(line).contains("starts beside");
     let line = homescar.line_after(mark, "a start", begun).await;
     let successor = u32::try_from(line["pid"].as_u64().unwrap()).unwrap();
-    homescar.signal(nix::sys::signal::Signal::SIGTERM);
+    homescar.signal(Signal::SIGTERM);
     assert_eq!(homescar.exit().await.code(), Some(0));
     assert!(!is_alive(successor));
 }
