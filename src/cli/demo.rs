@@ -125,7 +125,10 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
     })?;
     for cluster in &mut config.clusters {
         cluster.name = demo::CLUSTER.into();
-        cluster.drain = Drain { timeout: DRAIN };
+        cluster.drain = Drain {
+            timeout: DRAIN,
+            ..Drain::default()
+        };
         if let Source::Workers(workers) = &mut cluster.source {
             let workers = std::sync::Arc::make_mut(workers);
             workers.env = BTreeMap::from([(demo::HUB_VAR.into(), hub.display().to_string())]);

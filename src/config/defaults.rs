@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Affinity, Check, Cluster, Contract, Drain, Health, Key, Limits, Log, LogFormat, LogLevel,
-    OnDown, ReadyBy, Source, Timeouts, Workers,
+    Affinity, Check, Cluster, Contract, Cookie, Drain, Health, Key, Limits, Log, LogFormat,
+    LogLevel, OnDown, ReadyBy, SameSite, Secure, Source, Timeouts, Workers,
 };
 
 /// Where `homescar run` listens.
@@ -26,11 +26,16 @@ pub(super) const PROBES: Ipv4Addr = Ipv4Addr::new(127, 72, 83, 0);
 pub(super) const EXPECT: u16 = 200;
 
 impl Default for Limits {
-    /// None.
+    /// None on connections and bodies.
     fn default() -> Self {
         Self {
             connections: None,
             per_client: None,
+            head_bytes: 32 * 1024,
+            headers: 100,
+            target_bytes: 8 * 1024,
+            body_bytes: None,
+            streams: 128,
         }
     }
 }
@@ -39,6 +44,8 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             header: Duration::from_secs(10),
+            body: Duration::from_secs(30),
+            keepalive: Duration::from_secs(75),
             idle: Some(Duration::from_secs(3600)),
         }
     }
@@ -47,11 +54,27 @@ impl Default for Timeouts {
 impl Default for Affinity {
     /// The whole IPv4 address, or the /64 of an IPv6 address, seed 0.
     fn default() -> Self {
-        let key = Key::Address {
+        Self {
+            key: Key::Address,
             prefix_v4: 32,
             prefix_v6: 64,
-        };
-        Self { key, seed: 0 }
+            seed: 0,
+        }
+    }
+}
+
+impl Default for Cookie {
+    fn default() -> Self {
+        Self {
+            name: "homescar".to_owned(),
+            path: "/".to_owned(),
+            domain: None,
+            secure: Secure::Auto,
+            http_only: true,
+            same_site: SameSite::Lax,
+            ttl: Duration::from_secs(24 * 3600),
+            secrets: None,
+        }
     }
 }
 
@@ -78,6 +101,9 @@ impl Default for Drain {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(30),
+            spread: Duration::from_secs(10),
+            close_code: 1012,
+            close_reason: "".into(),
         }
     }
 }
@@ -124,6 +150,8 @@ impl Cluster {
             health,
             drain: Drain::default(),
             connect_timeout: Duration::from_secs(2),
+            response_timeout: Some(Duration::from_secs(60)),
+            tls: None,
         }
     }
 }

@@ -74,13 +74,14 @@ fn write_cluster(out: &mut String, cluster: &Cluster) -> fmt::Result {
         writeln!(out, "]")?;
     }
     let seed = cluster.affinity.seed;
-    let kind = word::word_of(KeyKind::from(cluster.affinity.key));
-    let prefixes = match cluster.affinity.key {
-        Key::Address {
-            prefix_v4,
-            prefix_v6,
-        } => format!(", prefix_v4 = {prefix_v4}, prefix_v6 = {prefix_v6}"),
+    let affinity = &cluster.affinity;
+    let kind = word::word_of(KeyKind::from(&affinity.key));
+    let prefixes = match affinity.key {
         Key::None => String::new(),
+        _ => format!(
+            ", prefix_v4 = {}, prefix_v6 = {}",
+            affinity.prefix_v4, affinity.prefix_v6
+        ),
     };
     writeln!(
         out,
@@ -110,6 +111,7 @@ fn write_health(out: &mut String, cluster: &Cluster) -> fmt::Result {
     let check = match &health.check {
         Check::Tcp => "tcp = true".to_owned(),
         Check::Http { path, expect } => format!("http = {}, expect = {expect}", quoted(path)),
+        Check::Ws { path } => format!("ws = {}", quoted(path)),
     };
     writeln!(
         out,

@@ -6,12 +6,14 @@
 //! [`Config::to_toml`] is the way back.
 
 mod address;
+mod affinity;
 mod defaults;
 mod effective;
 mod facts;
 mod fault;
 mod file;
 mod keys;
+mod listener;
 mod load;
 mod resolve;
 mod run;
@@ -31,8 +33,13 @@ use std::{
     time::Duration,
 };
 
+pub use affinity::{Affinity, Cookie, Key, SameSite, Secure};
 pub use facts::Facts;
 pub use fault::{Fault, Faults, Position};
+pub use listener::{
+    Bind, CertPair, Limits, Listener, MAX_DIRECT_SLOTS, Mode, Network, Route, Timeouts, Tls,
+    TlsVersion,
+};
 pub use run::RunOptions;
 pub use word::ContractChoice;
 
@@ -49,82 +56,6 @@ pub struct Config {
     pub clusters: Vec<Cluster>,
     /// The log.
     pub log: Log,
-}
-
-/// A front door: addresses, and the cluster behind them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Listener {
-    /// Its name in the file (`web` of `[listener.web]`).
-    pub name: Arc<str>,
-    /// Where it listens; never empty.
-    pub bind: Vec<Bind>,
-    /// How it carries connections. Default [`Mode::Tcp`].
-    pub mode: Mode,
-    /// Connections that may wait to be accepted, for each socket; the kernel cuts it to
-    /// `net.core.somaxconn`. Default 4096.
-    pub backlog: u32,
-    /// In direct mode: a connection from this loopback address plus *i* goes to slot *i*, whatever
-    /// the hash says. Default 127.72.83.0.
-    pub probes: Ipv4Addr,
-    /// The name of the cluster that it serves; it exists.
-    pub cluster: Arc<str>,
-    /// A PROXY protocol header is required in front of each connection.
-    pub accept_proxy: bool,
-    /// From whom a PROXY header is believed. Required when `accept_proxy` is set.
-    pub trusted: Vec<Network>,
-    /// Limits.
-    pub limits: Limits,
-    /// Deadlines.
-    pub timeouts: Timeouts,
-}
-
-/// How a listener carries connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// A relay in user space.
-    Tcp,
-    /// Not at all: the kernel hands each connection to its worker.
-    Direct,
-}
-
-/// Slots behind a direct listener: what the kernel takes as one program.
-pub const MAX_DIRECT_SLOTS: usize = 180;
-
-/// One address to listen on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Bind {
-    /// The address; port 0 lets the kernel choose.
-    pub addr: SocketAddr,
-    /// Typed as `:PORT`: all addresses of both IP versions, and `addr` is `[::]:PORT`. Else an
-    /// IPv6 address is for IPv6 alone.
-    pub dual_stack: bool,
-}
-
-/// An IP network in CIDR notation; a bare address is a network of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// Its first address.
-    pub addr: std::net::IpAddr,
-    /// Leading bits that count.
-    pub prefix: u8,
-}
-
-/// How many connections a listener takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Open at one time on this listener. Default: no limit of its own.
-    pub connections: Option<u64>,
-    /// Open at one time for one client (its affinity key). Default: none.
-    pub per_client: Option<u32>,
-}
-
-/// Deadlines of a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For the whole PROXY header to arrive. Default 10 s.
-    pub header: Duration,
-    /// Without a byte in either direction. Default 1 h; `None` for `"off"`.
-    pub idle: Option<Duration>,
 }
 
 /// A named group of slots.
@@ -147,6 +78,23 @@ pub struct Cluster {
     pub drain: Drain,
     /// For a connection to a backend to be established. Default 2 s.
     pub connect_timeout: Duration,
+    /// In `http`: for a backend to begin its response, after it has the request. Default 60 s;
+    /// `None` for `"off"`.
+    pub response_timeout: Option<Duration>,
+    /// TLS to the backends; `None` for none.
+    pub tls: Option<Arc<BackendTls>>,
+}
+
+/// TLS to the backends of a cluster; their certificates are always verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendTls {
+    /// The authorities (PEM) that are believed. Default: those that this machine trusts.
+    pub ca: Option<PathBuf>,
+    /// The name that must be in the certificate, and that is asked for (SNI). Default: the
+    /// address of the backend.
+    pub name: Option<String>,
+    /// What homescar shows when it is asked for a certificate.
+    pub client: Option<CertPair>,
 }
 
 /// Where the slots of a cluster come from.
@@ -259,29 +207,6 @@ pub enum ReadyBy {
     Check,
 }
 
-/// How clients are told apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Affinity {
-    /// What identifies a client.
-    pub key: Key,
-    /// Mixed into every hash: clusters with different seeds spread clients differently. Default 0.
-    pub seed: u64,
-}
-
-/// What identifies a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
-    /// The client's address, masked.
-    Address {
-        /// Leading bits of an IPv4 address. Default 32.
-        prefix_v4: u8,
-        /// Leading bits of an IPv6 address. Default 64.
-        prefix_v6: u8,
-    },
-    /// Nothing: every connection goes anywhere.
-    None,
-}
-
 /// What happens to a client whose slot is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDown {
@@ -330,13 +255,25 @@ pub enum Check {
         /// The status. Default 200.
         expect: u16,
     },
+    /// A WebSocket is opened at `path`, and a ping is answered.
+    Ws {
+        /// The request target.
+        path: String,
+    },
 }
 
 /// How connections of a slot or listener that leaves are ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drain {
     /// They may run on for this long. Default 30 s.
     pub timeout: Duration,
+    /// WebSockets are closed one after the other over this long, at most `timeout`. Default 10 s.
+    pub spread: Duration,
+    /// The status code of the Close frame (RFC 6455 §7.4): 1012 "Service Restart" or 1001 "Going
+    /// Away". Default 1012.
+    pub close_code: u16,
+    /// The reason in the Close frame; at most 123 bytes. Default empty.
+    pub close_reason: Arc<str>,
 }
 
 /// The log.

@@ -176,6 +176,8 @@ fn listeners(
             cluster: cluster.unwrap_or_else(|| Arc::from("")),
             accept_proxy,
             trusted: trusted(&section, accept_proxy),
+            tls: None,
+            routes: Vec::new(),
             limits: limits(&section),
             timeouts: timeouts(&section),
         };
@@ -272,6 +274,7 @@ fn limits(section: &Section<'_>) -> Limits {
         connections: limit("connections", u64::MAX),
         per_client: limit("per_client", u32::MAX.into())
             .and_then(|limit| u32::try_from(limit).ok()),
+        ..Limits::default()
     }
 }
 
@@ -287,6 +290,7 @@ fn timeouts(section: &Section<'_>) -> Timeouts {
     Timeouts {
         header: header.unwrap_or(default.header),
         idle: idle.unwrap_or(default.idle),
+        ..default
     }
 }
 

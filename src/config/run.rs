@@ -47,6 +47,8 @@ pub(super) fn resolve(options: RunOptions, facts: &Facts) -> Result<Config, Faul
         cluster: Arc::clone(&cluster.name),
         accept_proxy: false,
         trusted: Vec::new(),
+        tls: None,
+        routes: Vec::new(),
         limits: Limits::default(),
         timeouts: Timeouts::default(),
     };

@@ -74,11 +74,11 @@ impl Word for KeyKind {
     const LATER: &'static [&'static str] = &["cookie", "header:", "query:", "header", "query"];
 }
 
-impl From<Key> for KeyKind {
-    fn from(key: Key) -> Self {
+impl From<&Key> for KeyKind {
+    fn from(key: &Key) -> Self {
         match key {
-            Key::Address { .. } => Self::Address,
             Key::None => Self::None,
+            _ => Self::Address,
         }
     }
 }

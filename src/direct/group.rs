@@ -11,7 +11,7 @@ use super::{AttachError, attach, diag::listeners, standing::Decision};
 use crate::{
     affinity::{Masks, Probes, ProbesOutside, TooLong},
     cluster::Snapshot,
-    config::{Bind, Key},
+    config::Bind,
     proxy::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes},
 };
 
@@ -136,12 +136,10 @@ impl Group {
         decision: &Decision,
         probes: Ipv4Addr,
     ) -> Result<(), NotLed> {
-        let Key::Address {
-            prefix_v4: v4,
-            prefix_v6: v6,
-        } = snapshot.config.affinity.key
-        else {
-            return Ok(());
+        let affinity = &snapshot.config.affinity;
+        let masks = Masks {
+            v4: affinity.prefix_v4,
+            v6: affinity.prefix_v6,
         };
         let there = |slot: usize| {
             u32::try_from(slot)
@@ -154,8 +152,8 @@ impl Group {
             .map(|slot| there(slot).filter(|_| decision.led_to[slot]));
         let probes = Probes::new(probes, slots.map(there).collect::<Vec<_>>())?;
         let program = snapshot.table.program(
-            Masks { v4, v6 },
-            snapshot.config.affinity.seed,
+            masks,
+            affinity.seed,
             &led_to.collect::<Vec<_>>(),
             Some(&probes),
         )?;

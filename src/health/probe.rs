@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     Request,
@@ -20,6 +21,7 @@ use tokio::{
     net::{TcpSocket, UnixStream},
     time::{Instant, timeout, timeout_at},
 };
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::hysteresis::Failure;
@@ -85,7 +87,7 @@ impl Target {
             Check::Http { path, expect } if status != *expect => Err(wrong(&format!(
                 "GET {path} answered {status}, expected {expect}"
             ))),
-            Check::Http { .. } | Check::Tcp => Ok(()),
+            Check::Http { .. } | Check::Ws { .. } | Check::Tcp => Ok(()),
         }
     }
 
@@ -151,6 +153,7 @@ impl Target {
                 accepted
             }
             (Check::Http { path, .. }, _) => Ok(get(stream, host, path, status).await?),
+            (Check::Ws { path }, _) => Ok(ping(stream, host, path).await?),
         }
     }
 }
@@ -215,6 +218,32 @@ where
     };
     let (outcome, ()) = tokio::join!(conversation, carriage);
     outcome
+}
+
+/// Opens a WebSocket, waits for the answer to a ping, and closes it.
+async fn ping<S>(stream: S, host: &str, path: &str) -> Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = tokio_tungstenite::client_async(format!("ws://{host}{path}"), stream);
+    let (mut socket, _response) = handshake.await.map_err(|error| match error {
+        tungstenite::Error::Http(response) => wrong(&format!(
+            "WebSocket {path} answered {}, expected 101",
+            response.status().as_u16()
+        )),
+        error => wrong(&format!("WebSocket {path} cannot be opened: {error}")),
+    })?;
+    let lost = |error| silent(&format!("WebSocket {path} was lost: {error}"));
+    let payload = Bytes::from_static(b"homescar");
+    let message = Message::Ping(payload.clone());
+    socket.send(message).await.map_err(lost)?;
+    while let Some(message) = socket.next().await {
+        if matches!(message.map_err(lost)?, Message::Pong(answer) if answer == payload) {
+            let _too_late = timeout(FAREWELL, socket.close(None)).await;
+            return Ok(());
+        }
+    }
+    Err(silent(&format!("WebSocket {path} was closed")))
 }
 
 /// Reads a body to its end, or as far as is sensible.

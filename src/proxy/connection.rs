@@ -73,7 +73,8 @@ async fn admitted(
         early = Early { bytes, destination };
     }
 
-    let affinity = settings.cluster.load().config.affinity;
+    let cluster = Arc::clone(&settings.cluster.load().config);
+    let affinity = &cluster.affinity;
     let _client_permit = match config.limits.per_client {
         None => None,
         Some(limit) => {

@@ -126,36 +126,26 @@ async fn read_header(client: &mut TcpStream) -> Result<Introduced, Failure> {
 }
 
 /// What identifies a client to its cluster.
-pub(super) fn key(client: SocketAddr, affinity: config::Affinity) -> AffinityKey {
-    match affinity.key {
-        Key::Address {
-            prefix_v4,
-            prefix_v6,
-        } => {
-            let masks = Masks {
-                v4: prefix_v4,
-                v6: prefix_v6,
-            };
-            AffinityKey::from_address(client.ip(), masks, affinity.seed)
-        }
-        Key::None => AffinityKey::from_bits(fastrand::u32(..)),
+pub(super) fn key(client: SocketAddr, affinity: &config::Affinity) -> AffinityKey {
+    if affinity.key == Key::None {
+        return AffinityKey::from_bits(fastrand::u32(..));
     }
+    let masks = Masks {
+        v4: affinity.prefix_v4,
+        v6: affinity.prefix_v6,
+    };
+    AffinityKey::from_address(client.ip(), masks, affinity.seed)
 }
 
 /// The address that a client is counted under: what is left of it when it is masked like its key.
-pub(super) fn masked(client: IpAddr, affinity: config::Affinity) -> IpAddr {
-    match affinity.key {
-        Key::Address {
-            prefix_v4,
-            prefix_v6,
-        } => {
-            let prefix = if client.to_canonical().is_ipv4() {
-                prefix_v4
-            } else {
-                prefix_v6
-            };
-            config::Network::of(client, prefix).addr
-        }
-        Key::None => client.to_canonical(),
+pub(super) fn masked(client: IpAddr, affinity: &config::Affinity) -> IpAddr {
+    if affinity.key == Key::None {
+        return client.to_canonical();
     }
+    let prefix = if client.to_canonical().is_ipv4() {
+        affinity.prefix_v4
+    } else {
+        affinity.prefix_v6
+    };
+    config::Network::of(client, prefix).addr
 }

@@ -39,6 +39,9 @@ thread_local! {
 
 /// One side of a relayed connection.
 pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// Whether what is written may stay here until it is flushed.
+    const BUFFERS: bool = false;
+
     /// Makes the coming close a reset instead of an orderly end, where the protocol has one.
     fn reset_on_close(&self);
 
@@ -163,6 +166,8 @@ struct Flow {
     source_ended: bool,
     /// … and the other side has been told.
     done: bool,
+    /// The sink may hold back what it took.
+    unflushed: bool,
 }
 
 /// Why a direction cannot go on.
@@ -176,17 +181,36 @@ enum Fault {
 impl Flow {
     /// Moves what can be moved. `last` says that the other direction is done: then the streams
     /// are closed right after this one, and need no half-close before.
-    fn poll(
+    fn poll<S: Side>(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut (impl Side + ?Sized),
-        sink: &mut (impl Side + ?Sized),
+        source: &mut impl Side,
+        sink: &mut S,
         count: &mut u64,
         last: bool,
     ) -> Poll<Result<(), Fault>> {
         if self.done {
             return Poll::Ready(Ok(()));
         }
+        let moved = self.poll_move(cx, source, sink, count, last);
+        if S::BUFFERS && self.unflushed && moved.is_pending() {
+            match Pin::new(sink).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Sink)),
+                Poll::Pending => {}
+            }
+        }
+        moved
+    }
+
+    fn poll_move<S: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Side,
+        sink: &mut S,
+        count: &mut u64,
+        last: bool,
+    ) -> Poll<Result<(), Fault>> {
         for _ in 0..READS_PER_TURN {
             if let Some(pending) = &mut self.pending {
                 if ready!(pending.poll_send(cx, sink, count))? {
@@ -195,7 +219,7 @@ impl Flow {
                 continue;
             }
             if self.source_ended {
-                if !last {
+                if S::BUFFERS || !last {
                     // Fails when the sink has gone already; its reader will say so.
                     let _gone = ready!(Pin::new(&mut *sink).poll_shutdown(cx));
                 }
@@ -212,10 +236,11 @@ impl Flow {
     fn poll_forward(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut (impl Side + ?Sized),
-        sink: &mut (impl Side + ?Sized),
+        source: &mut impl Side,
+        sink: &mut impl Side,
         count: &mut u64,
     ) -> Poll<Result<(), Fault>> {
+        self.unflushed = true;
         READ.with_borrow_mut(|scratch| {
             let mut read = ReadBuf::new(scratch);
             ready!(Pin::new(source).poll_read(cx, &mut read)).map_err(|_| Fault::Source)?;
@@ -271,7 +296,7 @@ impl Pending {
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
-        sink: &mut (impl Side + ?Sized),
+        sink: &mut impl Side,
         count: &mut u64,
     ) -> Poll<Result<bool, Fault>> {
         let taken = ready!(Pin::new(sink).poll_write(cx, &self.bytes[self.sent..]));

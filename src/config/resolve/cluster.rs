@@ -148,21 +148,14 @@ fn affinity(section: &Section<'_>) -> Affinity {
         u8::try_from(item.integer(0..=most.into())?).ok()
     };
     let (v4, v6) = (prefix("prefix_v4", 32), prefix("prefix_v6", 128));
-    let key = match (kind, default.key) {
-        (Some(KeyKind::None), _) | (_, Key::None) => Key::None,
-        (
-            _,
-            Key::Address {
-                prefix_v4,
-                prefix_v6,
-            },
-        ) => Key::Address {
-            prefix_v4: v4.unwrap_or(prefix_v4),
-            prefix_v6: v6.unwrap_or(prefix_v6),
-        },
+    let key = match kind {
+        Some(KeyKind::None) => Key::None,
+        Some(KeyKind::Address) | None => Key::Address,
     };
     Affinity {
         key,
+        prefix_v4: v4.unwrap_or(default.prefix_v4),
+        prefix_v6: v6.unwrap_or(default.prefix_v6),
         seed: seed.unwrap_or(default.seed),
     }
 }
@@ -236,7 +229,10 @@ fn drain(section: &Section<'_>) -> Drain {
     let drain = drain.and_then(|item| item.section(&keys::DRAIN));
     let timeout = drain.and_then(|drain| drain.get("timeout"));
     match timeout.and_then(|item| item.duration()) {
-        Some(timeout) => Drain { timeout },
+        Some(timeout) => Drain {
+            timeout,
+            ..Drain::default()
+        },
         None => Drain::default(),
     }
 }

@@ -25,7 +25,7 @@ use super::within;
 /// What a worker answered.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) head: hyper::http::response::Parts,
+    pub(crate) head: http::response::Parts,
     pub(crate) body: String,
 }
 

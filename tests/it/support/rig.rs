@@ -10,10 +10,7 @@ use std::{
 
 use homescar::{
     cluster::{Cluster, Entry, Event, Snapshot},
-    config::{
-        self, Address, Affinity, Contract, Drain, Key, OnDown, ReadyBy, Source, StaticBackend,
-        Workers,
-    },
+    config::{self, Address, Contract, OnDown, ReadyBy, Source, StaticBackend, Workers},
     health::Checker,
     supervisor::{Entrances, Home, Supervisor},
 };
@@ -54,22 +51,9 @@ pub(crate) fn workers(options: &[&str]) -> Workers {
 /// A cluster `app` of these workers.
 pub(crate) fn cluster_of(workers: Workers) -> config::Cluster {
     config::Cluster {
-        name: "app".into(),
-        source: Source::Workers(Arc::new(workers)),
-        affinity: Affinity {
-            key: Key::Address {
-                prefix_v4: 32,
-                prefix_v6: 64,
-            },
-            seed: 0,
-        },
         on_down: OnDown::Next,
-        send_proxy: None,
         health: None,
-        drain: Drain {
-            timeout: Duration::from_secs(30),
-        },
-        connect_timeout: Duration::from_secs(2),
+        ..config::Cluster::new("app", Source::Workers(Arc::new(workers)))
     }
 }
 
