@@ -213,6 +213,7 @@ impl Flow {
     ) -> Poll<Result<(), Fault>> {
         for _ in 0..READS_PER_TURN {
             if let Some(pending) = &mut self.pending {
+                self.unflushed = true;
                 if ready!(pending.poll_send(cx, sink, count))? {
                     self.pending = None;
                 }
