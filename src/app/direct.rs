@@ -89,6 +89,7 @@ impl Directs {
             return;
         };
         let rescued = Listener::without_hold(Settings {
+            routed: Vec::new(),
             config: listener,
             cluster: cluster.cluster().clone(),
         });

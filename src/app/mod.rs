@@ -226,7 +226,13 @@ impl App {
 
     fn settings(&self, config: config::Listener) -> Settings {
         let cluster = self.clusters[&config.cluster].cluster().clone();
-        Settings { config, cluster }
+        let routed = config.routes.iter();
+        let routed = routed.map(|route| self.clusters[&route.cluster].cluster().clone());
+        Settings {
+            routed: routed.collect(),
+            config,
+            cluster,
+        }
     }
 
     /// Opens the new addresses of a listener, and leads those that were open before to it.
@@ -250,7 +256,7 @@ fn bind_new(
     open: &HashMap<Place, Arc<Door>>,
 ) -> Result<HashMap<Place, BoundGroup>, StartError> {
     let mut groups = HashMap::default();
-    let relayed = |listener: &&config::Listener| listener.mode == Mode::Tcp;
+    let relayed = |listener: &&config::Listener| listener.mode != Mode::Direct;
     for listener in config.listeners.iter().filter(relayed) {
         for place in Place::of(listener).filter(|place| !open.contains_key(place)) {
             let port = place.bind.addr.port();

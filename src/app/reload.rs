@@ -96,7 +96,7 @@ impl App {
     fn change_listeners(&mut self, groups: &mut HashMap<Place, BoundGroup>) -> Vec<Arc<Listener>> {
         let mut old = std::mem::take(&mut self.listeners);
         let listeners = self.config.listeners.iter();
-        let relayed = listeners.filter(|listener| listener.mode == Mode::Tcp);
+        let relayed = listeners.filter(|listener| listener.mode != Mode::Direct);
         for config in relayed.cloned().collect::<Vec<_>>() {
             let settings = self.settings(config);
             let listener = match old.remove(&settings.config.name) {

@@ -53,6 +53,9 @@ pub enum Mode {
 /// Slots behind a direct listener: what the kernel takes as one program.
 pub const MAX_DIRECT_SLOTS: usize = 180;
 
+/// The most that a listener's `limits.headers` can be.
+pub const MAX_HEADERS: usize = 256;
+
 /// One address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Bind {
@@ -153,4 +156,52 @@ pub struct Route {
     pub path: Arc<str>,
     /// The name of the cluster; it exists.
     pub cluster: Arc<str>,
+}
+
+impl Route {
+    /// Whether a request for this host (with or without a port, in any case) and target goes here.
+    #[must_use]
+    pub fn fits(&self, host: &str, target: &str) -> bool {
+        self.fits_host(host) && self.fits_path(target)
+    }
+
+    /// Of two routes that fit, the one with the greater rank is meant: an exact host before a
+    /// wildcard before none, the longer wildcard, then the longer path.
+    #[must_use]
+    pub fn rank(&self) -> (u8, usize, usize) {
+        let host = self.host.as_deref().unwrap_or_default();
+        let exactness = match host {
+            "" => 0,
+            host if host.starts_with('*') => 1,
+            _ => 2,
+        };
+        (exactness, host.len(), self.path.len())
+    }
+
+    fn fits_host(&self, host: &str) -> bool {
+        let Some(wanted) = &self.host else {
+            return true;
+        };
+        let name = match host.rfind(':') {
+            Some(colon) if !host.ends_with(']') => &host[..colon],
+            _ => host,
+        };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        match wanted.strip_prefix('*') {
+            None => name.eq_ignore_ascii_case(wanted),
+            Some(suffix) => name
+                .len()
+                .checked_sub(suffix.len())
+                .filter(|start| *start > 0)
+                .and_then(|start| name.get(start..))
+                .is_some_and(|end| end.eq_ignore_ascii_case(suffix)),
+        }
+    }
+
+    fn fits_path(&self, target: &str) -> bool {
+        let path = target.split('?').next().unwrap_or_default();
+        let prefix = self.path.trim_end_matches('/');
+        let rest = path.strip_prefix(prefix);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
 }

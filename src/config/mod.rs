@@ -37,8 +37,8 @@ pub use affinity::{Affinity, Cookie, Key, SameSite, Secure};
 pub use facts::Facts;
 pub use fault::{Fault, Faults, Position};
 pub use listener::{
-    Bind, CertPair, Limits, Listener, MAX_DIRECT_SLOTS, Mode, Network, Route, Timeouts, Tls,
-    TlsVersion,
+    Bind, CertPair, Limits, Listener, MAX_DIRECT_SLOTS, MAX_HEADERS, Mode, Network, Route,
+    Timeouts, Tls, TlsVersion,
 };
 pub use run::RunOptions;
 pub use word::ContractChoice;

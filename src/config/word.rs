@@ -57,8 +57,11 @@ pub(super) fn choices<T: Word>() -> String {
 }
 
 impl Word for Mode {
-    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("direct", Self::Direct)];
-    const LATER: &'static [&'static str] = &["http"];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("tcp", Self::Tcp),
+        ("http", Self::Http),
+        ("direct", Self::Direct),
+    ];
 }
 
 /// What `affinity.key` says, before the prefixes are known.

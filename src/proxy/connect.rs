@@ -3,19 +3,24 @@
 use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use socket2::SockRef;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
     time::{Instant, sleep, timeout},
 };
 
 use super::{
     bind,
-    record::{CloseReason, ConnectionRecord, Home},
+    http::pool::Place,
+    record::{CloseReason, Home, Journey},
+    relay::Side,
 };
 use crate::{
     affinity::AffinityKey,
@@ -42,6 +47,54 @@ pub(super) enum Upstream {
     Unix(UnixStream),
 }
 
+/// Calls the same method of whichever stream it is.
+macro_rules! each {
+    ($upstream:expr, $stream:ident => $call:expr) => {
+        match $upstream {
+            Upstream::Tcp($stream) => $call,
+            Upstream::Unix($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+impl Side for Upstream {
+    fn reset_on_close(&self) {
+        each!(self, stream => stream.reset_on_close());
+    }
+
+    fn was_reset(&self) -> bool {
+        each!(self, stream => stream.was_reset())
+    }
+}
+
 /// The search for a client's backend. It remembers what failed for this client.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
@@ -51,6 +104,18 @@ pub(super) struct Search<'a> {
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
     hold_until: Option<Instant>,
+    /// Connections that carried a request before will do.
+    may_reuse: bool,
+}
+
+/// A backend was found and reached.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub(super) upstream: Upstream,
+    /// It wants a PROXY header.
+    pub(super) send_proxy: Option<ProxyVersion>,
+    /// The connection carried a request before.
+    pub(super) is_reused: bool,
 }
 
 impl<'a> Search<'a> {
@@ -60,27 +125,33 @@ impl<'a> Search<'a> {
             key,
             failed: Vec::new(),
             hold_until: (!may_hold).then(Instant::now),
+            may_reuse: false,
         }
     }
 
-    /// Connects to the best slot that there is, and says whether it wants a PROXY header.
+    /// Whether connections that carried a request before will do.
+    pub(super) const fn reuse(&mut self, may: bool) {
+        self.may_reuse = may;
+    }
+
+    /// Connects to the best slot that there is.
     pub(super) async fn connect(
         &mut self,
-        record: &mut ConnectionRecord,
-    ) -> Result<(Upstream, Option<ProxyVersion>), CloseReason> {
+        journey: &mut Journey,
+    ) -> Result<Connected, CloseReason> {
         loop {
             let snapshot = self.cluster.load();
             match snapshot.route(self.key, &self.failed, self.may_hold()) {
                 Route::To { index, passed } => {
                     let name = |index: usize| Arc::clone(&snapshot.entries[index].slot.name);
-                    record.passed = passed.map(|(home, why)| (name(home), why));
-                    match self.try_slot(&snapshot, index, record).await? {
-                        Some(upstream) => return Ok((upstream, snapshot.config.send_proxy)),
+                    journey.passed = passed.map(|(home, why)| (name(home), why));
+                    match self.try_slot(&snapshot, index, journey).await? {
+                        Some(connected) => return Ok(connected),
                         None => self.note_failure(name(index))?,
                     }
                 }
                 // Rare and large: kept out of the size of every connection's future.
-                Route::Hold { index } => Box::pin(self.hold(&snapshot, index, record)).await,
+                Route::Hold { index } => Box::pin(self.hold(&snapshot, index, journey)).await,
                 Route::Reject { .. } => return Err(CloseReason::SlotDown),
                 Route::Nowhere if self.failed.is_empty() => return Err(CloseReason::NoBackend),
                 Route::Nowhere => return Err(CloseReason::ConnectFailed),
@@ -104,19 +175,30 @@ impl<'a> Search<'a> {
         &self,
         snapshot: &Snapshot,
         index: usize,
-        record: &mut ConnectionRecord,
-    ) -> Result<Option<Upstream>, CloseReason> {
+        journey: &mut Journey,
+    ) -> Result<Option<Connected>, CloseReason> {
         let entry = &snapshot.entries[index];
         let Some(backend) = &entry.backend else {
             return Ok(None);
         };
+        let connected = |upstream, is_reused, journey: &mut Journey| {
+            let slot = Arc::clone(&entry.slot);
+            journey.home = Some(Home::new(slot, backend.generation, backend.pid));
+            Connected {
+                upstream,
+                send_proxy: snapshot.config.send_proxy,
+                is_reused,
+            }
+        };
+        if self.may_reuse {
+            let place = Place::new(Arc::clone(&entry.slot.stats), backend.generation);
+            if let Some(upstream) = place.take() {
+                return Ok(Some(connected(upstream, true, journey)));
+            }
+        }
         let attempt = timeout(snapshot.config.connect_timeout, open(&backend.address)).await;
         match attempt.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
-            Ok(upstream) => {
-                let slot = Arc::clone(&entry.slot);
-                record.home = Some(Home::new(slot, backend.generation, backend.pid));
-                Ok(Some(upstream))
-            }
+            Ok(upstream) => Ok(Some(connected(upstream, false, journey))),
             // Ports are used up for each destination by itself: the next one may do.
             Err(error) if is_exhaustion(&error) && error.kind() != ErrorKind::AddrNotAvailable => {
                 Err(CloseReason::NoResources)
@@ -133,7 +215,7 @@ impl<'a> Search<'a> {
     }
 
     /// Waits for the slot to change, or, if it should be up, a moment.
-    async fn hold(&mut self, snapshot: &Snapshot, index: usize, record: &mut ConnectionRecord) {
+    async fn hold(&mut self, snapshot: &Snapshot, index: usize, journey: &mut Journey) {
         let OnDown::Hold(longest) = snapshot.config.on_down else {
             return;
         };
@@ -151,7 +233,7 @@ impl<'a> Search<'a> {
                 .await;
         }
         self.failed.retain(|name| *name != entry.slot.name);
-        record.held += began.elapsed();
+        journey.held += began.elapsed();
     }
 }
 
@@ -227,9 +309,8 @@ mod tests {
         let held = || stats.held.load(Relaxed);
         {
             let mut search = Search::new(&cluster, AffinityKey::from_bits(1), true);
-            let peer = ([127, 0, 0, 1], 1).into();
-            let mut record = ConnectionRecord::new("web".into(), peer);
-            let mut connect = Box::pin(search.connect(&mut record));
+            let mut journey = Journey::default();
+            let mut connect = Box::pin(search.connect(&mut journey));
             assert!(connect.as_mut().now_or_never().is_none());
             assert_eq!(held(), 1);
         }

@@ -11,7 +11,8 @@ use tokio::{io::Interest, net::TcpStream};
 
 use super::{
     admit::Permit,
-    connect::{Search, Upstream},
+    connect::{Connected, Search, Upstream},
+    http::{self, Visitor},
     identify::{self, Introduced},
     listener::{Listener, Settings},
     proxy_protocol::{self, MAX_WRITTEN},
@@ -19,7 +20,7 @@ use super::{
     registry::Ticket,
     relay::{End, Preface, Side, relay},
 };
-use crate::config::ProxyVersion;
+use crate::config::{Mode, ProxyVersion};
 
 /// Serves a client from accept to record. Whatever ends it, also its own cancellation, the record
 /// is written once and both streams are closed.
@@ -43,7 +44,7 @@ pub(super) async fn serve(
 /// `Ok` when the connection was carried, `Err` when it was refused.
 async fn admitted(
     listener: &Arc<Listener>,
-    settings: &Settings,
+    settings: &Arc<Settings>,
     client: &mut Open<TcpStream>,
     record: &mut ConnectionRecord,
     ticket: &Ticket,
@@ -84,16 +85,39 @@ async fn admitted(
         }
     };
 
+    if config.mode == Mode::Http {
+        let visitor = Visitor {
+            listener: Arc::clone(listener),
+            settings: Arc::clone(settings),
+            client: record.client(),
+            local: early.destination.or_else(|| client.local_addr().ok()),
+            is_encrypted: false,
+            certificate: None,
+        };
+        let requests = http::serve(&visitor, &mut **client, early.bytes, ticket);
+        record.requests = Box::pin(requests).await;
+        client.is_orderly = true;
+        return Ok(CloseReason::ClientClosed);
+    }
+
     let key = identify::key(record.client(), affinity);
     let mut search = Search::new(&settings.cluster, key, listener.holds);
     loop {
         // A client that goes while it waits for a backend shall not be waited for.
-        let (upstream, send_proxy) = tokio::select! {
+        let Connected {
+            upstream,
+            send_proxy,
+            ..
+        } = tokio::select! {
             biased;
-            connected = search.connect(record) => connected?,
+            connected = search.connect(&mut record.journey) => connected?,
             _ = client.ready(Interest::ERROR) => return Err(CloseReason::ClientReset),
         };
-        let home = record.home.as_ref().map(|home| Arc::clone(home.slot()));
+        let home = record
+            .journey
+            .home
+            .as_ref()
+            .map(|home| Arc::clone(home.slot()));
         if let Some(slot) = &home {
             ticket.goes_to(&slot.stats);
         }
@@ -106,7 +130,7 @@ async fn admitted(
         match home {
             // The worker ended with this connection still in its queue: the client knows nothing.
             Some(slot) if end.reason == CloseReason::BackendReset && end.untouched => {
-                record.home = None;
+                record.journey.home = None;
                 search.note_failure(Arc::clone(&slot.name))?;
             }
             _ => {

@@ -30,6 +30,19 @@ pub struct Settings {
     pub config: config::Listener,
     /// The cluster behind it.
     pub cluster: Cluster,
+    /// The clusters of its routes, in their order.
+    pub routed: Vec<Cluster>,
+}
+
+impl Settings {
+    /// The cluster that a request goes to: of the routes that fit, the one with the longest path.
+    pub(super) fn cluster_for(&self, host: &str, target: &str) -> &Cluster {
+        let routes = self.config.routes.iter().zip(&self.routed);
+        routes
+            .filter(|(route, _)| route.fits(host, target))
+            .max_by_key(|(route, _)| route.rank())
+            .map_or(&self.cluster, |(_, cluster)| cluster)
+    }
 }
 
 impl Listener {

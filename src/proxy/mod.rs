@@ -10,6 +10,7 @@ mod bind;
 mod connect;
 mod connection;
 mod door;
+mod http;
 mod identify;
 mod listener;
 mod plane;

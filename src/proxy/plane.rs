@@ -24,6 +24,7 @@ use super::{
     admit::Admission,
     bind::BoundGroup,
     door::{self, Door, accept},
+    http::pool,
     listener::Listener,
     registry::{self, Cut},
 };
@@ -146,7 +147,7 @@ impl Thread {
 /// How often each thread wakes by itself.
 const BEAT: Duration = Duration::from_millis(500);
 
-/// Waits for the end, with a timer that is always due sooner than any of a connection: setting a
+/// Closes what is no longer needed, and waits for the end, with a timer that is always due sooner than any of a connection: setting a
 /// timer that is the next one to be due makes tokio wake its own event loop, which is a system
 /// call for every connection.
 async fn beat_until(stop: CancellationToken) {
@@ -154,7 +155,7 @@ async fn beat_until(stop: CancellationToken) {
     let mut stop = pin!(stop.cancelled());
     loop {
         tokio::select! {
-            _ = beat.tick() => {}
+            _ = beat.tick() => pool::sweep(),
             () = &mut stop => return,
         }
     }

@@ -119,16 +119,25 @@ pub(super) struct ConnectionRecord {
     accepted: Instant,
     /// The client that a PROXY header named.
     pub(super) client: Option<SocketAddr>,
+    /// How it came to its backend.
+    pub(super) journey: Journey,
+    /// Bytes carried.
+    pub(super) traffic: Traffic,
+    /// Requests that it carried, which have records of their own: then it needs none.
+    pub(super) requests: u64,
+    /// Why it ended; a connection that is dropped before it knows was cut.
+    pub(super) reason: CloseReason,
+}
+
+/// How a connection or request came to its backend.
+#[derive(Debug, Default)]
+pub(super) struct Journey {
     /// The backend that it was connected to.
     pub(super) home: Option<Home>,
     /// The first choice and why it was passed over, when it was.
     pub(super) passed: Option<(Arc<str>, Skip)>,
     /// How long it was held for its slot.
     pub(super) held: Duration,
-    /// Bytes carried.
-    pub(super) traffic: Traffic,
-    /// Why it ended; a connection that is dropped before it knows was cut.
-    pub(super) reason: CloseReason,
 }
 
 /// The backend of a connection. Counts itself in the slot while it is held.
@@ -146,10 +155,9 @@ impl ConnectionRecord {
             peer,
             accepted: Instant::now(),
             client: None,
-            home: None,
-            passed: None,
-            held: Duration::ZERO,
+            journey: Journey::default(),
             traffic: Traffic::default(),
+            requests: 0,
             reason: CloseReason::Cut,
         }
     }
@@ -163,21 +171,24 @@ impl ConnectionRecord {
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         let Traffic { up, down } = self.traffic;
-        if let Some(home) = &self.home {
-            home.slot.stats.bytes_up.fetch_add(up, Relaxed);
-            home.slot.stats.bytes_down.fetch_add(down, Relaxed);
+        let Journey { home, passed, held } = &self.journey;
+        if let Some(home) = home {
+            home.count(self.traffic);
+        }
+        if self.requests > 0 {
+            return;
         }
         info!(
             target: "homescar::connection",
             listener = &*self.listener,
             client = %self.client(),
             peer = self.client.is_some().then(|| tracing::field::display(self.peer)),
-            slot = self.home.as_ref().map(|home| &*home.slot.name),
-            generation = self.home.as_ref().map(|home| home.generation),
-            pid = self.home.as_ref().and_then(|home| home.pid),
-            passed = self.passed.as_ref().map(|(slot, _)| &**slot),
-            because = self.passed.as_ref().map(|(_, why)| why.as_str()),
-            held_ms = (!self.held.is_zero()).then(|| millis(self.held)),
+            slot = home.as_ref().map(|home| &*home.slot.name),
+            generation = home.as_ref().map(|home| home.generation),
+            pid = home.as_ref().and_then(|home| home.pid),
+            passed = passed.as_ref().map(|(slot, _)| &**slot),
+            because = passed.as_ref().map(|(_, why)| why.as_str()),
+            held_ms = (!held.is_zero()).then(|| millis(*held)),
             by = self.reason.by(),
             reason = self.reason.as_str(),
             detail = self.reason.detail(),
@@ -203,6 +214,20 @@ impl Home {
     pub(super) const fn slot(&self) -> &Arc<Slot> {
         &self.slot
     }
+
+    pub(super) const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    pub(super) const fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Counts what was carried to and from it.
+    pub(super) fn count(&self, traffic: Traffic) {
+        self.slot.stats.bytes_up.fetch_add(traffic.up, Relaxed);
+        self.slot.stats.bytes_down.fetch_add(traffic.down, Relaxed);
+    }
 }
 
 impl Drop for Home {
@@ -211,6 +236,6 @@ impl Drop for Home {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -60,6 +60,18 @@ impl Side for TcpStream {
     }
 }
 
+impl<S: Side> Side for &mut S {
+    const BUFFERS: bool = S::BUFFERS;
+
+    fn reset_on_close(&self) {
+        S::reset_on_close(self);
+    }
+
+    fn was_reset(&self) -> bool {
+        S::was_reset(self)
+    }
+}
+
 impl Side for UnixStream {
     fn reset_on_close(&self) {}
 

@@ -1,0 +1,201 @@
+//! What header fields mean to a proxy, by their names.
+
+use super::head::Field;
+
+/// What a proxy does with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Passes it on as it is.
+    EndToEnd,
+    /// `Connection`.
+    Connection,
+    /// `Content-Length`.
+    ContentLength,
+    /// `Transfer-Encoding`.
+    TransferEncoding,
+    /// `Host`.
+    Host,
+    /// `Upgrade`.
+    Upgrade,
+    /// `Expect`.
+    Expect,
+    /// Says where a request came from: believed and passed on from trusted peers only.
+    Forwarding,
+    /// Says it too, but homescar does not add to it.
+    Origin,
+    /// `X-Request-Id`.
+    RequestId,
+    /// For the next hop only, or what only homescar may say: goes no further.
+    Stops,
+}
+
+/// The longest name below.
+const LONGEST: usize = 24;
+
+impl Kind {
+    /// The kind of a field. A name that differs from a known one by `_` for `-` goes no further:
+    /// to programs that are given fields as variables (CGI, WSGI) the two are one.
+    pub(super) fn of(name: &str) -> Self {
+        let mut lower = [0; LONGEST];
+        let Some(lower) = lower.get_mut(..name.len()) else {
+            return Self::EndToEnd;
+        };
+        let mut has_underscore = false;
+        for (lower, byte) in lower.iter_mut().zip(name.bytes()) {
+            has_underscore |= byte == b'_';
+            *lower = if byte == b'_' {
+                b'-'
+            } else {
+                byte.to_ascii_lowercase()
+            };
+        }
+        let kind = match &*lower {
+            b"connection" => Self::Connection,
+            b"content-length" => Self::ContentLength,
+            b"transfer-encoding" => Self::TransferEncoding,
+            b"host" => Self::Host,
+            b"upgrade" => Self::Upgrade,
+            b"expect" => Self::Expect,
+            b"x-forwarded-for" | b"x-forwarded-proto" | b"x-forwarded-host" | b"forwarded" => {
+                Self::Forwarding
+            }
+            b"x-real-ip" | b"x-forwarded-port" | b"x-forwarded-prefix" => Self::Origin,
+            b"x-request-id" => Self::RequestId,
+            // `Proxy` becomes the variable HTTP_PROXY of a CGI program.
+            b"keep-alive"
+            | b"proxy-connection"
+            | b"proxy-authenticate"
+            | b"proxy-authorization"
+            | b"te"
+            | b"http2-settings"
+            | b"client-cert"
+            | b"client-cert-chain"
+            | b"proxy" => Self::Stops,
+            _ => Self::EndToEnd,
+        };
+        match kind {
+            Self::EndToEnd => kind,
+            _ if has_underscore => Self::Stops,
+            kind => kind,
+        }
+    }
+}
+
+/// The elements of a comma-separated list, without space around them and without empty ones
+/// (RFC 9110 §5.6.1).
+pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let elements = value.split(|byte| *byte == b',').map(trim);
+    elements.filter(|element| !element.is_empty())
+}
+
+/// Without space and tabs around it.
+pub(super) fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// What `Connection` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ConnectionOptions {
+    pub(super) close: bool,
+    pub(super) keep_alive: bool,
+    pub(super) upgrade: bool,
+    /// It names other fields, which go no further.
+    pub(super) names_fields: bool,
+    /// It names one without which the message cannot be read.
+    pub(super) names_framing: bool,
+}
+
+impl ConnectionOptions {
+    /// Takes up one more `Connection` field.
+    pub(super) fn add(&mut self, value: &[u8]) {
+        for option in list(value) {
+            let is = |name: &str| option.eq_ignore_ascii_case(name.as_bytes());
+            if is("close") {
+                self.close = true;
+            } else if is("keep-alive") {
+                self.keep_alive = true;
+            } else if is("upgrade") {
+                self.upgrade = true;
+            } else {
+                self.names_fields = true;
+                let name = std::str::from_utf8(option).unwrap_or_default();
+                self.names_framing |= matches!(
+                    Kind::of(name),
+                    Kind::ContentLength | Kind::TransferEncoding | Kind::Host
+                );
+            }
+        }
+    }
+}
+
+/// Whether a `Connection` field names this one.
+pub(super) fn is_named_by_connection(name: &str, fields: &[Field<'_>]) -> bool {
+    let connections = fields
+        .iter()
+        .filter(|field| Kind::of(field.name) == Kind::Connection);
+    connections
+        .flat_map(|field| list(field.value))
+        .any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+/// The number of a `Content-Length` (RFC 9112 §6.2): digits and nothing else.
+pub(super) fn length(value: &[u8]) -> Option<u64> {
+    // More digits than any body has bytes; with them all readers agree on what the number is.
+    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Writes a field.
+pub(super) fn write(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_known_in_any_case_and_their_likes_go_no_further() {
+        assert_eq!(Kind::of("CONTENT-length"), Kind::ContentLength);
+        assert_eq!(Kind::of("content_length"), Kind::Stops);
+        assert_eq!(Kind::of("X_Forwarded_For"), Kind::Stops);
+        assert_eq!(Kind::of("x_y"), Kind::EndToEnd);
+        assert_eq!(Kind::of("a-name-that-is-longer-than-all"), Kind::EndToEnd);
+    }
+
+    #[test]
+    fn a_length_is_digits() {
+        assert_eq!(length(b"0"), Some(0));
+        assert_eq!(length(b"007"), Some(7));
+        for odd in [
+            "",
+            "+1",
+            "-1",
+            "1 ",
+            "1,1",
+            "0x1",
+            "1.0",
+            "9999999999999999999",
+            "\u{661}",
+        ] {
+            assert_eq!(length(odd.as_bytes()), None, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn connection_names_fields() {
+        let mut options = ConnectionOptions::default();
+        options.add(b" Close ,, X-Foo\t, UPGRADE");
+        assert!(options.close && options.upgrade && options.names_fields);
+        assert!(!options.keep_alive && !options.names_framing);
+        options.add(b"Transfer-Encoding");
+        assert!(options.names_framing);
+    }
+}

@@ -1,0 +1,326 @@
+//! A client's HTTP/1 connection: one request after the other.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        connect::{Connected, Search},
+        record::{CloseReason, Traffic},
+        registry::Ticket,
+        relay::Side,
+    },
+    backend::Backend,
+    client::{Client, NoHead},
+    deadline::Deadline,
+    dispatch::{Dispatch, new_id, request_id},
+    exchange::{Answer, End, Exchange, Upload},
+    fields,
+    head::{RequestHead, Room, Version},
+    out::Out,
+    pool::Place,
+    record::{Outcome, RequestRecord},
+    refusal::{Refusal, reason_phrase},
+    request::{Request, Terms},
+    visitor::Visitor,
+};
+use crate::{affinity::AffinityKey, cluster::Cluster};
+
+/// What comes after a request.
+enum Next {
+    /// Another one.
+    Request,
+    /// The end; what waits is sent first.
+    Close,
+    /// The end, and nobody is left to hear more.
+    Gone,
+}
+
+/// Serves a client until its connection is over; how many requests it made.
+pub(in super::super) async fn serve<S: Side>(
+    visitor: &Visitor,
+    stream: S,
+    early: Vec<u8>,
+    ticket: &Ticket,
+) -> u64 {
+    let config = &visitor.settings.config;
+    let mut client = Client::new(stream, early);
+    let mut deadline = Deadline::new(Instant::now() + config.timeouts.header);
+    loop {
+        let head = client.next_head(&mut deadline, &config.limits, &config.timeouts);
+        let next = match head.await {
+            Ok(len) => request(visitor, &mut client, len, &mut deadline, ticket).await,
+            Err(NoHead::Refused(refusal)) => {
+                let mut record = record_of(visitor, Version::Http11, new_id());
+                record.refused(refusal);
+                write_refusal(&mut client, &record, false, false);
+                Next::Close
+            }
+            Err(NoHead::Over | NoHead::Gone) => Next::Gone,
+        };
+        match next {
+            Next::Request => {}
+            Next::Close => {
+                client.say_farewell().await;
+                return client.heads;
+            }
+            Next::Gone => return client.heads,
+        }
+    }
+}
+
+fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
+    let listener = Arc::clone(visitor.listener.name());
+    let mut record = RequestRecord::new(listener, visitor.client, version);
+    record.id = id;
+    record
+}
+
+/// Carries the request whose head is at the front of the input.
+async fn request<S: Side>(
+    visitor: &Visitor,
+    client: &mut Client<S>,
+    len: usize,
+    deadline: &mut Deadline,
+    ticket: &Ticket,
+) -> Next {
+    let mut out = Out::default();
+    let (mut record, dispatch) = begin(visitor, &client.input[..len], out.buffer());
+    client.input.drain(..len);
+    match dispatch {
+        Ok(Dispatch {
+            terms,
+            cluster,
+            key,
+        }) => {
+            let upload = Upload::new(&terms, visitor.settings.config.limits.body_bytes);
+            let carriage = Carriage {
+                visitor,
+                client,
+                deadline,
+                ticket,
+                record,
+                terms,
+                upload,
+            };
+            carriage.run(&cluster, key, out).await
+        }
+        Err(refusal) => {
+            record.refused(refusal);
+            write_refusal(client, &record, false, false);
+            Next::Close
+        }
+    }
+}
+
+/// Everything that needs the request's head.
+fn begin(
+    visitor: &Visitor,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+) -> (RequestRecord, Result<Dispatch, Refusal>) {
+    let mut room: Room<'_> = [const { std::mem::MaybeUninit::uninit() }; _];
+    let limit = visitor.settings.config.limits.headers;
+    let request = RequestHead::parse(bytes, &mut room, limit).and_then(Request::judge);
+    let request = match request {
+        Ok(request) => request,
+        Err(refusal) => return (record_of(visitor, Version::Http11, new_id()), Err(refusal)),
+    };
+    let mut record = record_of(visitor, request.head.version, request_id(&request));
+    record.asks(request.head.method, request.host, request.target);
+    let dispatch = Dispatch::new(request, visitor, &mut record, out);
+    out.extend_from_slice(b"\r\n");
+    (record, dispatch)
+}
+
+/// One request on its way, and what it needs.
+struct Carriage<'a, S> {
+    visitor: &'a Visitor,
+    client: &'a mut Client<S>,
+    deadline: &'a mut Deadline,
+    ticket: &'a Ticket,
+    record: RequestRecord,
+    terms: Terms,
+    upload: Upload,
+}
+
+/// How one attempt with one backend ended.
+enum Attempt {
+    Over(Next),
+    /// The request can be sent once more.
+    Again(Out),
+}
+
+impl<S: Side> Carriage<'_, S> {
+    /// Finds the request's home, and carries request and response.
+    async fn run(mut self, cluster: &Cluster, key: AffinityKey, mut out: Out) -> Next {
+        let mut search = Search::new(cluster, key, self.visitor.listener.holds);
+        search.reuse(self.terms.websocket.is_none());
+        let response = cluster.load().config.response_timeout;
+        let mut may_retry = self.terms.is_idempotent && self.terms.framing.is_empty();
+        loop {
+            let connected = tokio::select! {
+                biased;
+                connected = search.connect(&mut self.record.journey) => connected,
+                () = self.client.gone() => return self.end(Outcome::CLIENT_GONE),
+            };
+            let connected = match connected {
+                Ok(connected) => connected,
+                Err(reason) => return self.unreached(reason),
+            };
+            let is_reused = connected.is_reused;
+            match self.attempt(connected, out, response, may_retry).await {
+                Attempt::Over(next) => return next,
+                Attempt::Again(again) => out = again,
+            }
+            may_retry = false;
+            search.reuse(false);
+            let home = self.record.journey.home.take();
+            if let (false, Some(home)) = (is_reused, home)
+                && search.note_failure(Arc::clone(&home.slot().name)).is_err()
+            {
+                return self.answer(502, Outcome::new("backend", "gone"));
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        connected: Connected,
+        out: Out,
+        response: Option<Duration>,
+        may_retry: bool,
+    ) -> Attempt {
+        let Some(home) = &self.record.journey.home else {
+            return Attempt::Over(self.answer(503, Outcome::new("proxy", "no_backend")));
+        };
+        self.ticket.goes_to(&home.slot().stats);
+        let place = Place::new(Arc::clone(&home.slot().stats), home.generation());
+        let mut extra = Vec::new();
+        fields::write(&mut extra, "X-Request-Id", self.record.id.as_bytes());
+        let mut answer = Answer::new(&self.terms, &extra);
+        let mut backend = Backend::new(connected.upstream, out);
+        let exchange = Exchange {
+            client: self.client,
+            backend: &mut backend,
+            terms: &self.terms,
+            upload: &mut self.upload,
+            answer: &mut answer,
+            deadline: self.deadline,
+            timeouts: &self.visitor.settings.config.timeouts,
+            response,
+        };
+        let end = exchange.run().await;
+        let Answer {
+            status,
+            bytes,
+            keep_alive,
+            ..
+        } = answer;
+        self.record.status = status;
+        self.record.traffic = Traffic {
+            up: self.upload.bytes,
+            down: bytes,
+        };
+        match end {
+            End::BackendGone if may_retry && backend.is_silent() => {
+                backend.out.rewind();
+                return Attempt::Again(backend.out);
+            }
+            End::Done if keep_alive => {
+                self.record.outcome = Outcome::DONE;
+                if let Some(stream) = backend.into_reusable() {
+                    place.keep(stream);
+                }
+                return Attempt::Over(Next::Request);
+            }
+            _ => {}
+        }
+        Attempt::Over(self.conclude(end))
+    }
+
+    fn conclude(&mut self, end: End) -> Next {
+        match end {
+            End::Done => {
+                self.record.outcome = Outcome::DONE;
+                Next::Close
+            }
+            End::Switched => self.end(Outcome::DONE),
+            End::ClientGone => self.end(Outcome::CLIENT_GONE),
+            End::Refused(refusal) => {
+                self.record.refused(refusal);
+                write_refusal(self.client, &self.record, self.terms.is_head, false);
+                Next::Close
+            }
+            End::BackendGone => self.answer(502, Outcome::new("backend", "gone")),
+            End::NotHttp => self.answer(502, Outcome::new("backend", "not_http")),
+            End::ResponseTimeout => self.answer(504, Outcome::new("backend", "response_timeout")),
+            End::SlowClient => self.end(Outcome::new("client", "slow")),
+            End::Idle => self.end(Outcome::new("proxy", "idle_timeout")),
+            End::Broken => self.end(Outcome::new("backend", "broken")),
+        }
+    }
+
+    /// Ends the connection too. Nobody shall take a response that broke off for one that is
+    /// complete, so it is reset.
+    fn end(&mut self, outcome: Outcome) -> Next {
+        self.record.outcome = outcome;
+        self.client.stream.reset_on_close();
+        Next::Gone
+    }
+
+    /// No backend could be reached.
+    fn unreached(&mut self, reason: CloseReason) -> Next {
+        let status = match reason {
+            CloseReason::ConnectFailed => 502,
+            _ => 503,
+        };
+        self.answer(status, Outcome::new(reason.by(), reason.as_str()))
+    }
+
+    /// Answers in place of the backend.
+    fn answer(&mut self, status: u16, outcome: Outcome) -> Next {
+        self.record.status = status;
+        self.record.outcome = outcome;
+        let keep_alive =
+            self.terms.keep_alive && self.terms.version == Version::Http11 && self.upload.is_done();
+        write_refusal(self.client, &self.record, self.terms.is_head, keep_alive);
+        match keep_alive {
+            true => Next::Request,
+            false => Next::Close,
+        }
+    }
+}
+
+/// Writes a response of our own: its body names the request and nothing else.
+fn write_refusal<S>(
+    client: &mut Client<S>,
+    record: &RequestRecord,
+    is_head: bool,
+    keep_alive: bool,
+) {
+    let status = record.status;
+    let reason = reason_phrase(status);
+    let body = format!("{status} {reason}\nrequest {}\n", record.id);
+    let mut text = format!(
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {}\r\nX-Request-Id: {}\r\n",
+        body.len(),
+        record.id
+    );
+    text.push_str(match status {
+        405 => "Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n",
+        426 => "Sec-WebSocket-Version: 13\r\n",
+        503 => "Retry-After: 1\r\n",
+        _ => "",
+    });
+    if !keep_alive {
+        text.push_str("Connection: close\r\n");
+    }
+    text.push_str("\r\n");
+    if !is_head {
+        text.push_str(&body);
+    }
+    client.out.buffer().extend_from_slice(text.as_bytes());
+}

@@ -1,0 +1,98 @@
+//! What waits to be taken by a socket.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use super::{
+    super::relay::Side,
+    body::Encoder,
+    buffers::{equip, release},
+};
+
+/// Bytes for one stream, in order. At most one read's worth waits here, plus heads.
+#[derive(Debug, Default)]
+pub(super) struct Out {
+    bytes: Vec<u8>,
+    sent: usize,
+    unflushed: bool,
+}
+
+impl Out {
+    /// Where to write heads and the like.
+    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+        }
+        equip(&mut self.bytes);
+        &mut self.bytes
+    }
+
+    /// Sends a piece of a body, or keeps what is not taken at once.
+    pub(super) fn data(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut impl Side,
+        encoder: Encoder,
+        mut data: &[u8],
+    ) -> io::Result<()> {
+        if encoder == Encoder::Plain && !self.is_waiting() {
+            self.unflushed = true;
+            if let Poll::Ready(taken) = Pin::new(stream).poll_write(cx, data) {
+                data = &data[taken?..];
+            }
+        }
+        if !data.is_empty() {
+            encoder.data(self.buffer(), data);
+        }
+        Ok(())
+    }
+
+    /// Sends what waits.
+    pub(super) fn poll_flush<S: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+    ) -> Poll<io::Result<()>> {
+        while self.is_waiting() {
+            let rest = &self.bytes[self.sent..];
+            let taken = ready!(Pin::new(&mut *stream).poll_write(cx, rest))?;
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += taken;
+            self.unflushed = true;
+        }
+        if S::BUFFERS && self.unflushed {
+            ready!(Pin::new(stream).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.sent < self.bytes.len()
+    }
+
+    /// How much of what was written last has been taken.
+    pub(super) const fn sent(&self) -> usize {
+        self.sent
+    }
+
+    /// Everything again, to another stream.
+    pub(super) const fn rewind(&mut self) {
+        self.sent = 0;
+    }
+
+    /// Gives the memory back once nothing waits.
+    pub(super) fn release(&mut self) {
+        if !self.is_waiting() {
+            self.bytes.clear();
+            self.sent = 0;
+            release(&mut self.bytes);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! One record per request: who asked for what, where it went, why there, and how it ended.
+
+use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+
+use tokio::time::Instant;
+use tracing::{Level, enabled, info};
+
+use super::{
+    super::record::{Journey, Traffic, millis},
+    head::Version,
+    refusal::Refusal,
+};
+
+/// How a request ended: by whom, and the name that shows in logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) by: &'static str,
+    pub(super) reason: &'static str,
+}
+
+impl Outcome {
+    /// The whole response was handed to the client.
+    pub(super) const DONE: Self = Self::new("backend", "done");
+    /// The client went away before that.
+    pub(super) const CLIENT_GONE: Self = Self::new("client", "gone");
+    /// It was still going on when its drain's deadline passed.
+    pub(super) const CUT: Self = Self::new("proxy", "cut");
+
+    pub(super) const fn new(by: &'static str, reason: &'static str) -> Self {
+        Self { by, reason }
+    }
+}
+
+/// What is known of a request so far. It is written when it is dropped, whatever the way out.
+#[derive(Debug)]
+pub(super) struct RequestRecord {
+    listener: Arc<str>,
+    client: SocketAddr,
+    began: Instant,
+    version: Version,
+    /// Method, host and target, as far as anybody reads it.
+    line: String,
+    pub(super) id: String,
+    pub(super) journey: Journey,
+    /// What decided on the slot.
+    pub(super) key: &'static str,
+    pub(super) traffic: Traffic,
+    /// What the client got; 0 for nothing.
+    pub(super) status: u16,
+    pub(super) outcome: Outcome,
+}
+
+impl RequestRecord {
+    pub(super) fn new(listener: Arc<str>, client: SocketAddr, version: Version) -> Self {
+        Self {
+            listener,
+            client,
+            began: Instant::now(),
+            version,
+            line: String::new(),
+            id: String::new(),
+            journey: Journey::default(),
+            key: "",
+            traffic: Traffic::default(),
+            status: 0,
+            outcome: Outcome::CUT,
+        }
+    }
+
+    /// Notes what is asked for.
+    pub(super) fn asks(&mut self, method: &str, host: &str, target: &str) {
+        if enabled!(target: "homescar::request", Level::INFO) {
+            self.line
+                .reserve(method.len() + host.len() + target.len() + 2);
+            write!(self.line, "{method} {host}{target}").expect("a string takes everything");
+        }
+    }
+
+    /// Notes that it is not carried.
+    pub(super) const fn refused(&mut self, refusal: Refusal) {
+        self.status = refusal.status;
+        self.outcome = Outcome::new("client", refusal.why);
+    }
+
+    /// Notes whom it comes from, when that is not the peer.
+    pub(super) const fn comes_from(&mut self, client: SocketAddr) {
+        self.client = client;
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        let Traffic { up, down } = self.traffic;
+        let Journey { home, passed, held } = &self.journey;
+        if let Some(home) = home {
+            home.count(self.traffic);
+        }
+        info!(
+            target: "homescar::request",
+            listener = &*self.listener,
+            client = %self.client,
+            id = self.id,
+            version = match self.version {
+                Version::Http10 => "1.0",
+                Version::Http11 => "1.1",
+                Version::Http2 => "2",
+            },
+            request = self.line,
+            status = (self.status != 0).then_some(self.status),
+            key = self.key,
+            slot = home.as_ref().map(|home| &*home.slot().name),
+            generation = home.as_ref().map(|home| home.generation()),
+            pid = home.as_ref().and_then(|home| home.pid()),
+            passed = passed.as_ref().map(|(slot, _)| &**slot),
+            because = passed.as_ref().map(|(_, why)| why.as_str()),
+            held_ms = (!held.is_zero()).then(|| millis(*held)),
+            by = self.outcome.by,
+            reason = self.outcome.reason,
+            up,
+            down,
+            ms = millis(self.began.elapsed()),
+            "request"
+        );
+    }
+}
