@@ -86,15 +86,15 @@ async fn admitted(
     };
 
     if config.mode == Mode::Http {
-        let visitor = Visitor {
+        let visitor = Arc::new(Visitor {
             listener: Arc::clone(listener),
             settings: Arc::clone(settings),
             client: record.client(),
             local: early.destination.or_else(|| client.local_addr().ok()),
             is_encrypted: false,
             certificate: None,
-        };
-        let requests = http::serve(&visitor, &mut **client, early.bytes, ticket);
+        });
+        let requests = http::serve(&visitor, &mut **client, early.bytes, false, ticket);
         record.requests = Box::pin(requests).await;
         client.is_orderly = true;
         return Ok(CloseReason::ClientClosed);

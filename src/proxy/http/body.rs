@@ -216,14 +216,19 @@ fn judge_trailers(lines: &[u8]) -> Result<Vec<u8>, BadBody> {
     }
     let mut out = Vec::new();
     for field in trailers {
-        let is_private = ["authorization", "cookie", "set-cookie"]
-            .iter()
-            .any(|name| field.name.eq_ignore_ascii_case(name));
-        if Kind::of(field.name) == Kind::EndToEnd && !is_private {
+        if !is_private_trailer(field.name) {
             fields::write(&mut out, field.name, field.value);
         }
     }
     Ok(out)
+}
+
+/// Whether a trailer field stops here.
+pub(super) fn is_private_trailer(name: &str) -> bool {
+    let is_identity = ["authorization", "cookie", "set-cookie"]
+        .iter()
+        .any(|private| name.eq_ignore_ascii_case(private));
+    is_identity || Kind::of(name) != Kind::EndToEnd
 }
 
 /// Writes a body on.

@@ -31,7 +31,7 @@ use crate::config::Timeouts;
 const READS_PER_TURN: usize = 16;
 
 /// Longer than a request takes.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A request on its way.
 #[derive(Debug)]

@@ -33,6 +33,10 @@ pub(super) struct RequestHead<'a> {
     pub(super) target: &'a str,
     /// The `:authority` of HTTP/2.
     pub(super) authority: Option<&'a str>,
+    /// The `:protocol` of HTTP/2 (RFC 8441).
+    pub(super) protocol: Option<&'a str>,
+    /// Of HTTP/2: a body follows, whether or not its length is told.
+    pub(super) has_body: bool,
     pub(super) fields: &'a [Field<'a>],
 }
 
@@ -76,6 +80,8 @@ impl<'a> RequestHead<'a> {
             method,
             target,
             authority: None,
+            protocol: None,
+            has_body: false,
             fields: request.headers,
         })
     }

@@ -18,6 +18,7 @@ use super::{
     exchange::{Answer, End, Exchange, Upload},
     fields,
     head::{RequestHead, Room, Version},
+    http2,
     out::Out,
     pool::Place,
     record::{Outcome, RequestRecord},
@@ -38,8 +39,8 @@ enum Next {
 }
 
 /// Serves a client until its connection is over; how many requests it made.
-pub(in super::super) async fn serve<S: Side>(
-    visitor: &Visitor,
+pub(super) async fn serve<S: Side>(
+    visitor: &Arc<Visitor>,
     stream: S,
     early: Vec<u8>,
     ticket: &Ticket,
@@ -50,6 +51,9 @@ pub(in super::super) async fn serve<S: Side>(
     loop {
         let head = client.next_head(&mut deadline, &config.limits, &config.timeouts);
         let next = match head.await {
+            Ok(len) if client.heads == 1 && &client.input[..len] == http2::PREFACE_HEAD => {
+                return http2::serve(visitor, client.stream, client.input).await;
+            }
             Ok(len) => request(visitor, &mut client, len, &mut deadline, ticket).await,
             Err(NoHead::Refused(refusal)) => {
                 let mut record = record_of(visitor, Version::Http11, new_id());

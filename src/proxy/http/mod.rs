@@ -14,6 +14,7 @@ mod exchange;
 mod fields;
 mod head;
 mod http1;
+mod http2;
 mod out;
 pub(super) mod pool;
 mod record;
@@ -21,6 +22,25 @@ mod refusal;
 mod request;
 mod response;
 mod scan;
+mod stream;
 mod visitor;
 
-pub(super) use self::{http1::serve, visitor::Visitor};
+use std::sync::Arc;
+
+pub(super) use self::visitor::Visitor;
+use super::{registry::Ticket, relay::Side};
+
+/// Serves a client until its connection is over; how many requests it made. `early` was read
+/// before; `is_http2` says that the version was agreed on already.
+pub(super) async fn serve<S: Side>(
+    visitor: &Arc<Visitor>,
+    stream: S,
+    early: Vec<u8>,
+    is_http2: bool,
+    ticket: &Ticket,
+) -> u64 {
+    match is_http2 {
+        true => http2::serve(visitor, stream, early).await,
+        false => http1::serve(visitor, stream, early, ticket).await,
+    }
+}

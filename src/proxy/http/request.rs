@@ -1,6 +1,6 @@
 //! A request that was judged: what it means, without a second reading, and how it goes on.
 
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::{self, handshake::derive_accept_key};
 
 use super::{
     body::Framing,
@@ -33,8 +33,17 @@ pub(super) struct Terms {
     pub(super) keep_alive: bool,
     /// It waits for `100 Continue` before it sends the body.
     pub(super) expects_continue: bool,
-    /// It asks for a WebSocket; what the backend must accept it with.
-    pub(super) websocket: Option<String>,
+    /// It asks for a WebSocket.
+    pub(super) websocket: Option<Handshake>,
+}
+
+/// The handshake of a WebSocket (RFC 6455 §4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Handshake {
+    /// What the backend must accept it with.
+    pub(super) accept: String,
+    /// The key, when it is ours: an HTTP/2 client sends none (RFC 8441 §5).
+    key: Option<String>,
 }
 
 impl<'a> Request<'a> {
@@ -54,9 +63,11 @@ impl<'a> Request<'a> {
             (Some(_), None) if head.version != Version::Http11 => return Err(Refusal::TRANSFER),
             (Some(coding), None) => chunked(coding)?,
             (None, Some(length)) => Framing::Length(length),
+            (None, None) if is_http2 && head.has_body => Framing::Chunked,
             (None, None) => Framing::None,
         };
-        if head.method == "CONNECT" {
+        let asks_by_connect = head.protocol == Some("websocket");
+        if head.method == "CONNECT" && !asks_by_connect {
             return Err(Refusal::METHOD);
         }
         let (authority, target) = split_target(&head)?;
@@ -72,9 +83,14 @@ impl<'a> Request<'a> {
             return Err(Refusal::HOST);
         }
         let asks = connection.upgrade && upgrade && head.version == Version::Http11;
-        let websocket = match asks && framing.is_empty() {
-            true => Some(websocket(&head)?),
-            false => None,
+        let websocket = match () {
+            () if asks_by_connect => Some(Handshake::new()),
+            () if asks && framing.is_empty() => Some(Handshake::of(&head)?),
+            () => None,
+        };
+        let framing = match asks_by_connect {
+            true => Framing::None,
+            false => framing,
         };
         let keep_alive = match head.version {
             Version::Http10 => connection.keep_alive && !connection.close,
@@ -105,7 +121,11 @@ impl<'a> Request<'a> {
     ///
     /// `from_trusted` says whether it is believed where the request comes from.
     pub(super) fn write_head(&self, out: &mut Vec<u8>, from_trusted: bool) {
-        let (method, host) = (self.head.method, self.host);
+        let host = self.host;
+        let method = match self.head.protocol {
+            Some(_) => "GET",
+            None => self.head.method,
+        };
         for part in [
             method,
             " ",
@@ -117,8 +137,9 @@ impl<'a> Request<'a> {
             out.extend_from_slice(part.as_bytes());
         }
         for field in self.head.fields {
+            let is_crumb = self.head.version == Version::Http2 && field.name == "cookie";
             let passes = match Kind::of(field.name) {
-                Kind::EndToEnd => true,
+                Kind::EndToEnd => !is_crumb,
                 Kind::Origin => from_trusted,
                 Kind::Expect => self.terms.expects_continue,
                 _ => false,
@@ -129,9 +150,30 @@ impl<'a> Request<'a> {
                 fields::write(out, field.name, field.value);
             }
         }
+        self.write_cookies(out);
         self.terms.framing.write(out);
-        if self.terms.websocket.is_some() {
+        if let Some(handshake) = &self.terms.websocket {
             out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+            if let Some(key) = &handshake.key {
+                fields::write(out, "Sec-WebSocket-Key", key.as_bytes());
+            }
+        }
+    }
+
+    /// HTTP/2 may send each cookie by itself; HTTP/1 has one field for all (RFC 9113 §8.2.3).
+    fn write_cookies(&self, out: &mut Vec<u8>) {
+        if self.head.version != Version::Http2 {
+            return;
+        }
+        let fields = self.head.fields.iter();
+        let cookies = fields.filter(|field| field.name.eq_ignore_ascii_case("cookie"));
+        for (index, field) in cookies.clone().enumerate() {
+            let before: &[u8] = if index == 0 { b"Cookie: " } else { b"; " };
+            out.extend_from_slice(before);
+            out.extend_from_slice(field.value);
+        }
+        if cookies.count() > 0 {
+            out.extend_from_slice(b"\r\n");
         }
     }
 }
@@ -272,28 +314,42 @@ fn is_host(host: &str) -> bool {
         }
 }
 
-/// The key that a WebSocket handshake must be accepted with (RFC 6455 §4.2.1).
-fn websocket(head: &RequestHead<'_>) -> Result<String, Refusal> {
-    let mut key = None;
-    let mut version = None;
-    for Field { name, value } in head.fields {
-        let slot = match () {
-            () if name.eq_ignore_ascii_case("sec-websocket-key") => &mut key,
-            () if name.eq_ignore_ascii_case("sec-websocket-version") => &mut version,
-            () => continue,
-        };
-        if slot.replace(*value).is_some() {
-            return Err(Refusal::HANDSHAKE);
+impl Handshake {
+    /// One that homescar makes for a client that cannot.
+    fn new() -> Self {
+        let key = tungstenite::handshake::client::generate_key();
+        Self {
+            accept: derive_accept_key(key.as_bytes()),
+            key: Some(key),
         }
     }
-    let key = key.ok_or(Refusal::HANDSHAKE)?;
-    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
-    if head.method != "GET" || key.len() != 24 || !key.iter().all(is_base64) {
-        return Err(Refusal::HANDSHAKE);
-    }
-    match version {
-        Some(b"13") => Ok(derive_accept_key(key)),
-        Some(_) => Err(Refusal::WEBSOCKET_VERSION),
-        None => Err(Refusal::HANDSHAKE),
+
+    /// The one that a client makes (RFC 6455 §4.2.1).
+    fn of(head: &RequestHead<'_>) -> Result<Self, Refusal> {
+        let mut key = None;
+        let mut version = None;
+        for Field { name, value } in head.fields {
+            let slot = match () {
+                () if name.eq_ignore_ascii_case("sec-websocket-key") => &mut key,
+                () if name.eq_ignore_ascii_case("sec-websocket-version") => &mut version,
+                () => continue,
+            };
+            if slot.replace(*value).is_some() {
+                return Err(Refusal::HANDSHAKE);
+            }
+        }
+        let key = key.ok_or(Refusal::HANDSHAKE)?;
+        let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
+        if head.method != "GET" || key.len() != 24 || !key.iter().all(is_base64) {
+            return Err(Refusal::HANDSHAKE);
+        }
+        match version {
+            Some(b"13") => Ok(Self {
+                accept: derive_accept_key(key),
+                key: None,
+            }),
+            Some(_) => Err(Refusal::WEBSOCKET_VERSION),
+            None => Err(Refusal::HANDSHAKE),
+        }
     }
 }

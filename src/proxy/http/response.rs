@@ -57,7 +57,10 @@ impl<'a> Response<'a> {
             return Err(NotHttp);
         }
         if head.status == 101 {
-            let wanted = terms.websocket.as_ref().map(String::as_bytes);
+            let wanted = terms
+                .websocket
+                .as_ref()
+                .map(|handshake| handshake.accept.as_bytes());
             if wanted.is_none() || accepted != wanted || upgrades != 1 || !connection.upgrade {
                 return Err(NotHttp);
             }

@@ -1,0 +1,597 @@
+//! One request of an HTTP/2 connection: a task of its own, which speaks HTTP/1.1 to the backend
+//! and hands the response to hyper piece by piece.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use http::{
+    HeaderName, HeaderValue, Request as HttpRequest, Response as HttpResponse, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+    request::Parts,
+};
+use hyper::{
+    body::{Body as _, Bytes, Frame, Incoming},
+    ext::Protocol,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::PollSender;
+
+use super::{
+    super::{
+        connect::{Connected, Search},
+        record::{CloseReason, Traffic},
+        registry::Ticket,
+    },
+    backend::{Backend, Failure, Receiver},
+    body::{Encoder, is_private_trailer},
+    deadline::Deadline,
+    dispatch::{Dispatch, new_id, request_id},
+    exchange::{End, NEVER},
+    fields,
+    head::{Field, RequestHead, Version},
+    out::Out,
+    pool::Place,
+    record::{Outcome, RequestRecord},
+    refusal::{Refusal, reason_phrase},
+    request::{Request, Terms},
+    response::Response,
+    visitor::Visitor,
+};
+use crate::{affinity::AffinityKey, cluster::Cluster, config::Timeouts};
+
+/// A response as hyper takes it.
+pub(super) type Answered = HttpResponse<Body>;
+
+/// The body of a response: what the request's task sends.
+#[derive(Debug)]
+pub(super) struct Body(Option<mpsc::Receiver<Result<Frame<Bytes>, Broken>>>);
+
+/// The response broke off: the client's stream is reset.
+#[derive(Debug, thiserror::Error)]
+#[error("the response broke off")]
+pub(super) struct Broken;
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut self.get_mut().0 {
+            Some(frames) => frames.poll_recv(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// Carries one request. `answer` is dropped when the client gives it up.
+pub(super) async fn serve(
+    visitor: &Visitor,
+    request: HttpRequest<Incoming>,
+    answer: oneshot::Sender<Answered>,
+    ticket: &Ticket,
+) {
+    let (parts, body) = request.into_parts();
+    let mut out = Out::default();
+    let (mut record, dispatch) = begin(visitor, &parts, body.is_end_stream(), out.buffer());
+    let Dispatch {
+        terms,
+        cluster,
+        key,
+    } = match dispatch {
+        Ok(dispatch) => dispatch,
+        Err(refusal) => {
+            record.refused(refusal);
+            let _gone = answer.send(own_answer(&record));
+            return;
+        }
+    };
+    let upload = Upload {
+        encoder: Encoder::new(terms.framing),
+        left: visitor
+            .settings
+            .config
+            .limits
+            .body_bytes
+            .unwrap_or(u64::MAX),
+        is_done: body.is_end_stream(),
+        is_broken: false,
+        bytes: 0,
+        body,
+    };
+    let mut errand = Errand {
+        visitor,
+        ticket,
+        record,
+        terms,
+        upload,
+        answer: Some(answer),
+    };
+    errand.run(&cluster, key, out).await;
+}
+
+/// Everything that needs the request's head.
+fn begin(
+    visitor: &Visitor,
+    parts: &Parts,
+    is_over: bool,
+    out: &mut Vec<u8>,
+) -> (RequestRecord, Result<Dispatch, Refusal>) {
+    let new_record = |id| {
+        let listener = Arc::clone(visitor.listener.name());
+        let mut record = RequestRecord::new(listener, visitor.client, Version::Http2);
+        record.id = id;
+        record
+    };
+    let names = parts.headers.iter();
+    let fields: Vec<Field<'_>> = names
+        .map(|(name, value)| Field {
+            name: name.as_str(),
+            value: value.as_bytes(),
+        })
+        .collect();
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    let protocol = parts.extensions.get::<Protocol>();
+    let head = RequestHead {
+        version: Version::Http2,
+        method: parts.method.as_str(),
+        target: path,
+        authority: parts.uri.authority().map(|authority| authority.as_str()),
+        protocol: protocol.map(Protocol::as_str),
+        has_body: !is_over,
+        fields: &fields,
+    };
+    let judged = match fields.len() > visitor.settings.config.limits.headers {
+        true => Err(Refusal::FIELDS),
+        false => Request::judge(head),
+    };
+    let request = match judged {
+        Ok(request) => request,
+        Err(refusal) => return (new_record(new_id()), Err(refusal)),
+    };
+    let mut record = new_record(request_id(&request));
+    record.asks(request.head.method, request.host, request.target);
+    let dispatch = Dispatch::new(request, visitor, &mut record, out);
+    out.extend_from_slice(b"\r\n");
+    (record, dispatch)
+}
+
+/// A response of our own: its body names the request and nothing else.
+fn own_answer(record: &RequestRecord) -> Answered {
+    let status = record.status;
+    let text = format!(
+        "{status} {}\nrequest {}\n",
+        reason_phrase(status),
+        record.id
+    );
+    let (frames, body) = mpsc::channel(1);
+    let _first = frames.try_send(Ok(Frame::data(Bytes::from(text))));
+    let mut answer = HttpResponse::new(Body(Some(body)));
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = answer.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    if let Ok(id) = HeaderValue::from_str(&record.id) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    if status == 503 {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    answer
+}
+
+/// What a client gets whose request was cut before it was answered: its stream is reset.
+pub(super) fn cut() -> Answered {
+    let (frames, body) = mpsc::channel(1);
+    let _first = frames.try_send(Err(Broken));
+    let mut answer = HttpResponse::new(Body(Some(body)));
+    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    answer
+}
+
+/// One request on its way, and what it needs.
+struct Errand<'a> {
+    visitor: &'a Visitor,
+    ticket: &'a Ticket,
+    record: RequestRecord,
+    terms: Terms,
+    upload: Upload,
+    answer: Option<oneshot::Sender<Answered>>,
+}
+
+/// The request's body on its way.
+struct Upload {
+    body: Incoming,
+    encoder: Encoder,
+    /// Bytes that may still come.
+    left: u64,
+    is_done: bool,
+    /// The backend takes no more of it.
+    is_broken: bool,
+    bytes: u64,
+}
+
+impl Errand<'_> {
+    /// Finds the request's home, and carries request and response.
+    async fn run(&mut self, cluster: &Cluster, key: AffinityKey, mut out: Out) {
+        let mut search = Search::new(cluster, key, self.visitor.listener.holds);
+        search.reuse(self.terms.websocket.is_none());
+        let response = cluster.load().config.response_timeout;
+        let mut may_retry = self.terms.is_idempotent && self.upload.is_done;
+        loop {
+            let Some(answer) = &mut self.answer else {
+                return;
+            };
+            let connected = tokio::select! {
+                biased;
+                connected = search.connect(&mut self.record.journey) => connected,
+                () = answer.closed() => return self.record.outcome = Outcome::CLIENT_GONE,
+            };
+            let connected = match connected {
+                Ok(connected) => connected,
+                Err(reason) => {
+                    let status = match reason {
+                        CloseReason::ConnectFailed => 502,
+                        _ => 503,
+                    };
+                    return self.reply(status, Outcome::new(reason.by(), reason.as_str()));
+                }
+            };
+            let is_reused = connected.is_reused;
+            match self.attempt(connected, out, response, may_retry).await {
+                None => return,
+                Some(again) => out = again,
+            }
+            may_retry = false;
+            search.reuse(false);
+            let home = self.record.journey.home.take();
+            if let (false, Some(home)) = (is_reused, home)
+                && search.note_failure(Arc::clone(&home.slot().name)).is_err()
+            {
+                return self.reply(502, Outcome::new("backend", "gone"));
+            }
+        }
+    }
+
+    /// One attempt with one backend. Gives the request back when it can be sent once more.
+    async fn attempt(
+        &mut self,
+        connected: Connected,
+        out: Out,
+        response: Option<Duration>,
+        may_retry: bool,
+    ) -> Option<Out> {
+        let home = self.record.journey.home.as_ref()?;
+        self.ticket.goes_to(&home.slot().stats);
+        let place = Place::new(Arc::clone(&home.slot().stats), home.generation());
+        let (sender, receiver) = mpsc::channel(1);
+        let closed = sender.clone();
+        let mut exchange = Exchange {
+            backend: Backend::new(connected.upstream, out),
+            terms: &self.terms,
+            upload: &mut self.upload,
+            deadline: Deadline::new(Instant::now()),
+            timeouts: &self.visitor.settings.config.timeouts,
+            response,
+            answer: self.answer.take(),
+            id: &self.record.id,
+            receiver: Some(receiver),
+            closed: async move { closed.closed().await }.boxed(),
+            frames: PollSender::new(sender),
+            download: Download::default(),
+        };
+        let end = exchange.run().await;
+        self.answer = exchange.answer.take();
+        let (status, down) = (exchange.download.status, exchange.download.bytes);
+        let backend = exchange.backend;
+        if end == End::BackendGone && may_retry && backend.is_silent() {
+            let mut out = backend.out;
+            out.rewind();
+            return Some(out);
+        }
+        if matches!(
+            end,
+            End::Broken | End::Idle | End::SlowClient | End::Refused(_)
+        ) {
+            // Nobody shall take a response that broke off for one that is complete.
+            exchange.frames.abort_send();
+            if let Some(frames) = exchange.frames.get_ref() {
+                let _gone = frames.try_send(Err(Broken));
+            }
+        }
+        if end == End::Done
+            && let Some(stream) = backend.into_reusable()
+        {
+            place.keep(stream);
+        }
+        self.record.status = status;
+        self.record.traffic = Traffic {
+            up: self.upload.bytes,
+            down,
+        };
+        self.conclude(end);
+        None
+    }
+
+    fn conclude(&mut self, end: End) {
+        match end {
+            End::Done | End::Switched => self.record.outcome = Outcome::DONE,
+            End::ClientGone => self.record.outcome = Outcome::CLIENT_GONE,
+            End::Refused(refusal) => {
+                self.reply(refusal.status, Outcome::new("client", refusal.why));
+            }
+            End::BackendGone => self.reply(502, Outcome::new("backend", "gone")),
+            End::NotHttp => self.reply(502, Outcome::new("backend", "not_http")),
+            End::ResponseTimeout => self.reply(504, Outcome::new("backend", "response_timeout")),
+            End::SlowClient => self.record.outcome = Outcome::new("client", "slow"),
+            End::Idle => self.record.outcome = Outcome::new("proxy", "idle_timeout"),
+            End::Broken => self.record.outcome = Outcome::new("backend", "broken"),
+        }
+    }
+
+    /// Answers in place of the backend, if nothing was answered yet.
+    fn reply(&mut self, status: u16, outcome: Outcome) {
+        self.record.outcome = outcome;
+        if let Some(answer) = self.answer.take() {
+            self.record.status = status;
+            let _gone = answer.send(own_answer(&self.record));
+        }
+    }
+}
+
+/// Request and response, carried both ways at once.
+struct Exchange<'a> {
+    backend: Backend,
+    terms: &'a Terms,
+    upload: &'a mut Upload,
+    deadline: Deadline,
+    timeouts: &'a Timeouts,
+    /// For the response to begin.
+    response: Option<Duration>,
+    id: &'a str,
+    answer: Option<oneshot::Sender<Answered>>,
+    /// Goes to hyper with the head.
+    receiver: Option<mpsc::Receiver<Result<Frame<Bytes>, Broken>>>,
+    /// Ready when hyper has dropped the response.
+    closed: BoxFuture<'static, ()>,
+    frames: PollSender<Result<Frame<Bytes>, Broken>>,
+    download: Download,
+}
+
+/// What the backend said that is not handed on yet.
+#[derive(Default)]
+struct Download {
+    head: Option<HttpResponse<bool>>,
+    queue: VecDeque<Frame<Bytes>>,
+    status: u16,
+    bytes: u64,
+}
+
+impl Exchange<'_> {
+    async fn run(&mut self) -> End {
+        self.deadline.set(Instant::now() + self.patience().0);
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let progress = |this: &Self| {
+            (
+                this.upload.bytes,
+                this.download.bytes,
+                this.answer.is_some(),
+            )
+        };
+        let before = progress(self);
+        let gone = match &mut self.answer {
+            Some(answer) => answer.poll_closed(cx),
+            None => self.closed.poll_unpin(cx),
+        };
+        if gone.is_ready() {
+            return Poll::Ready(End::ClientGone);
+        }
+        if let Err(end) = self.poll_upload(cx) {
+            return Poll::Ready(end);
+        }
+        if let Poll::Ready(end) = self.poll_download(cx) {
+            return Poll::Ready(end);
+        }
+        if before != progress(self) {
+            self.deadline.set(Instant::now() + self.patience().0);
+        }
+        self.deadline.poll(cx).map(|()| self.patience().1)
+    }
+
+    /// How long the present state may last, and what it is called when it lasted longer.
+    fn patience(&self) -> (Duration, End) {
+        let timeouts = self.timeouts;
+        if !self.download.queue.is_empty() {
+            (timeouts.body, End::SlowClient)
+        } else if self.backend.has_begun() {
+            (timeouts.idle.unwrap_or(NEVER), End::Idle)
+        } else if !self.upload.is_done && !self.backend.out.is_waiting() && !self.upload.is_broken {
+            (timeouts.body, End::Refused(Refusal::TIMEOUT))
+        } else {
+            (self.response.unwrap_or(NEVER), End::ResponseTimeout)
+        }
+    }
+
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Self {
+            upload, backend, ..
+        } = self;
+        while !upload.is_broken {
+            match backend.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                // It may have said why before it went: the response tells.
+                Poll::Ready(Err(_)) => upload.is_broken = true,
+                Poll::Pending => return Ok(()),
+            }
+            if upload.is_done || self.terms.websocket.is_some() {
+                return Ok(());
+            }
+            match Pin::new(&mut upload.body).poll_frame(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Some(Ok(frame))) => upload.take(cx, backend, frame)?,
+                Poll::Ready(Some(Err(_))) => return Err(End::ClientGone),
+                Poll::Ready(None) => upload.end(backend, &[]),
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            while !self.download.queue.is_empty() {
+                if ready!(self.frames.poll_reserve(cx)).is_err() {
+                    return Poll::Ready(End::ClientGone);
+                }
+                if let Some(frame) = self.download.queue.pop_front()
+                    && self.frames.send_item(Ok(frame)).is_err()
+                {
+                    return Poll::Ready(End::ClientGone);
+                }
+            }
+            let read = self
+                .backend
+                .poll_response(cx, self.terms, &mut self.download);
+            if let Some(head) = self.download.head.take()
+                && !self.answer(head)
+            {
+                return Poll::Ready(End::ClientGone);
+            }
+            match ready!(read) {
+                Ok(true) if self.download.status == 101 => return Poll::Ready(End::Switched),
+                Ok(true) if self.download.queue.is_empty() => return Poll::Ready(End::Done),
+                Ok(_) => {}
+                Err(_) if self.download.status != 0 => return Poll::Ready(End::Broken),
+                Err(Failure::Gone) => return Poll::Ready(End::BackendGone),
+                Err(Failure::NotHttp) => return Poll::Ready(End::NotHttp),
+            }
+        }
+    }
+
+    /// Hands the head on; false when nobody wants it any more.
+    fn answer(&mut self, head: HttpResponse<bool>) -> bool {
+        let receiver = self.receiver.take();
+        let mut answer = head.map(|has_body| Body(receiver.filter(|_| has_body)));
+        if let Ok(id) = HeaderValue::from_str(self.id) {
+            let name = HeaderName::from_static("x-request-id");
+            answer.headers_mut().insert(name, id);
+        }
+        let sender = self.answer.take();
+        sender.is_some_and(|sender| sender.send(answer).is_ok())
+    }
+}
+
+impl Upload {
+    fn take(
+        &mut self,
+        cx: &mut Context<'_>,
+        backend: &mut Backend,
+        frame: Frame<Bytes>,
+    ) -> Result<(), End> {
+        let frame = match frame.into_data() {
+            Ok(data) => {
+                let len = data.len() as u64;
+                self.left = self
+                    .left
+                    .checked_sub(len)
+                    .ok_or(End::Refused(Refusal::BODY))?;
+                self.bytes += len;
+                if len > 0 {
+                    self.is_broken |= backend.data(cx, self.encoder, &data).is_err();
+                }
+                return Ok(());
+            }
+            Err(frame) => frame,
+        };
+        if let Ok(trailers) = frame.into_trailers() {
+            let mut lines = Vec::new();
+            for (name, value) in &trailers {
+                if !is_private_trailer(name.as_str()) {
+                    fields::write(&mut lines, name.as_str(), value.as_bytes());
+                }
+            }
+            self.end(backend, &lines);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, backend: &mut Backend, trailers: &[u8]) {
+        self.encoder.end(backend.out.buffer(), trailers);
+        self.is_done = true;
+    }
+}
+
+impl Receiver for Download {
+    fn head(&mut self, response: &Response<'_>) {
+        if response.is_interim() {
+            // hyper has no way to send one.
+            return;
+        }
+        self.status = response.head.status;
+        let is_switch = self.status == 101;
+        let status = if is_switch { 200 } else { self.status };
+        let has_body = !response.framing.is_empty() || is_switch;
+        let mut head = HttpResponse::new(has_body);
+        *head.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        for (name, value) in response.fields() {
+            if is_switch && name.eq_ignore_ascii_case("sec-websocket-accept") {
+                continue;
+            }
+            let name = HeaderName::from_bytes(name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+                head.headers_mut().append(name, value);
+            }
+        }
+        if let (Some(length), false) = (response.length(), is_switch) {
+            head.headers_mut().insert(CONTENT_LENGTH, length.into());
+        }
+        self.head = Some(head);
+    }
+
+    fn data(&mut self, _cx: &mut Context<'_>, data: &[u8]) {
+        self.bytes += data.len() as u64;
+        self.queue
+            .push_back(Frame::data(Bytes::copy_from_slice(data)));
+    }
+
+    fn end(&mut self, trailers: &[u8]) {
+        let mut room = [httparse::EMPTY_HEADER; 32];
+        let mut lines = trailers.to_vec();
+        lines.extend_from_slice(b"\r\n");
+        let Ok(httparse::Status::Complete((_, fields))) =
+            httparse::parse_headers(&lines, &mut room)
+        else {
+            return;
+        };
+        let mut map = http::HeaderMap::new();
+        for field in fields.iter() {
+            let name = HeaderName::from_bytes(field.name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) {
+                map.append(name, value);
+            }
+        }
+        if !map.is_empty() {
+            self.queue.push_back(Frame::trailers(map));
+        }
+    }
+}
