@@ -155,9 +155,16 @@ impl<S: Side> Client<S> {
         self.out.poll_flush(cx, &mut self.stream)
     }
 
+    /// Ends the connection, of which all was read.
+    pub(super) async fn close(&mut self) {
+        if S::BUFFERS {
+            let _gone = timeout(LINGER, self.stream.shutdown()).await;
+        }
+    }
+
     /// Sends what waits, and ends the connection so that the client can read it all: closing
     /// while something of the client's is unread would be a reset, which overtakes the answer.
-    pub(super) async fn say_farewell(&mut self) {
+    pub(super) async fn linger(&mut self) {
         let farewell = async {
             poll_fn(|cx| self.poll_flush(cx)).await?;
             self.stream.shutdown().await?;

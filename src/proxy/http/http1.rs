@@ -32,8 +32,11 @@ use crate::{affinity::AffinityKey, cluster::Cluster};
 enum Next {
     /// Another one.
     Request,
-    /// The end; what waits is sent first.
+    /// The end: all is said.
     Close,
+    /// The end, but the client may still be talking: closing at once would be a reset, which
+    /// overtakes the answer.
+    Linger,
     /// The end, and nobody is left to hear more.
     Gone,
 }
@@ -59,14 +62,18 @@ pub(super) async fn serve<S: Side>(
                 let mut record = record_of(visitor, Version::Http11, new_id());
                 record.refused(refusal);
                 write_refusal(&mut client, &record, false, false);
-                Next::Close
+                Next::Linger
             }
             Err(NoHead::Over | NoHead::Gone) => Next::Gone,
         };
         match next {
             Next::Request => {}
             Next::Close => {
-                client.say_farewell().await;
+                client.close().await;
+                return client.heads;
+            }
+            Next::Linger => {
+                client.linger().await;
                 return client.heads;
             }
             Next::Gone => return client.heads,
@@ -113,7 +120,7 @@ async fn request<S: Side>(
         Err(refusal) => {
             record.refused(refusal);
             write_refusal(client, &record, false, false);
-            Next::Close
+            Next::Linger
         }
     }
 }
@@ -230,33 +237,34 @@ impl<S: Side> Carriage<'_, S> {
         match end {
             End::BackendGone if may_retry && backend.is_silent() => {
                 backend.out.rewind();
-                return Attempt::Again(backend.out);
+                Attempt::Again(backend.out)
             }
-            End::Done if keep_alive => {
+            End::Done => {
                 self.record.outcome = Outcome::DONE;
-                if let Some(stream) = backend.into_reusable() {
+                let is_whole = self.upload.is_done();
+                if let Some(stream) = backend.into_reusable().filter(|_| is_whole) {
                     place.keep(stream);
                 }
-                return Attempt::Over(Next::Request);
+                Attempt::Over(match (is_whole, keep_alive) {
+                    (true, true) => Next::Request,
+                    (true, false) => Next::Close,
+                    (false, _) => Next::Linger,
+                })
             }
-            _ => {}
+            end => Attempt::Over(self.conclude(end)),
         }
-        Attempt::Over(self.conclude(end))
     }
 
     fn conclude(&mut self, end: End) -> Next {
         match end {
-            End::Done => {
-                self.record.outcome = Outcome::DONE;
-                Next::Close
-            }
-            End::Switched => self.end(Outcome::DONE),
+            End::Done | End::Switched => self.end(Outcome::DONE),
             End::ClientGone => self.end(Outcome::CLIENT_GONE),
-            End::Refused(refusal) => {
+            End::Refused(refusal) if self.record.status == 0 => {
                 self.record.refused(refusal);
                 write_refusal(self.client, &self.record, self.terms.is_head, false);
-                Next::Close
+                Next::Linger
             }
+            End::Refused(refusal) => self.end(Outcome::new("client", refusal.why)),
             End::BackendGone => self.answer(502, Outcome::new("backend", "gone")),
             End::NotHttp => self.answer(502, Outcome::new("backend", "not_http")),
             End::ResponseTimeout => self.answer(504, Outcome::new("backend", "response_timeout")),
@@ -292,7 +300,7 @@ impl<S: Side> Carriage<'_, S> {
         write_refusal(self.client, &self.record, self.terms.is_head, keep_alive);
         match keep_alive {
             true => Next::Request,
-            false => Next::Close,
+            false => Next::Linger,
         }
     }
 }

@@ -104,7 +104,8 @@ impl<'a> Request<'a> {
                 head.method,
                 "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
             ),
-            keep_alive,
+            // What follows an upgrade that was refused may have been meant for the new protocol.
+            keep_alive: keep_alive && websocket.is_none(),
             expects_continue: expects_continue && !is_http2,
             websocket,
         };
