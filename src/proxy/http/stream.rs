@@ -318,6 +318,7 @@ impl Errand<'_> {
             }
         }
         if end == End::Done
+            && self.upload.is_done
             && let Some(stream) = backend.into_reusable()
         {
             place.keep(stream);
