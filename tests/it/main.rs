@@ -18,6 +18,7 @@ mod direct_counts;
 mod drain;
 mod exhaustion;
 mod health;
+mod http;
 mod kernel;
 mod languages;
 mod node;

@@ -79,6 +79,12 @@ impl<S: Side> Client<S> {
         };
         deadline.set(Instant::now() + patience);
         poll_fn(|cx| {
+            // An answer of our own may still wait.
+            match self.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::Gone)),
+                Poll::Pending => return deadline.poll(cx).map(|()| Err(NoHead::Gone)),
+            }
             loop {
                 let found = scan.end(&self.input);
                 let found = found.map_err(|_| NoHead::Refused(Refusal::LINE_FEED))?;
