@@ -57,6 +57,7 @@
 //! [`Table::program`] emits the function as a classic-BPF program which gives each new connection
 //! to the right one of a group of listening sockets: the same home, with nobody on the path.
 
+mod cookie;
 mod instruction;
 mod key;
 mod mix;
@@ -66,6 +67,7 @@ mod seeds;
 #[cfg(test)]
 mod tests;
 
+pub use cookie::{Secrets, SecretsError, SlotId, Token};
 pub use instruction::Instruction;
 pub use key::{AffinityKey, Masks};
 pub use program::{MAX_INSTRUCTIONS, NO_POSITION, Probes, ProbesOutside, TooLong, capacity};
