@@ -16,11 +16,13 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
+
+use crate::affinity::Secrets;
 
 pub use backlog::Backlog;
 pub use controller::Controller;
@@ -43,6 +45,7 @@ struct Shared {
     current: ArcSwap<Snapshot>,
     /// The number of the current snapshot; the way to wait for the next.
     number: watch::Sender<u64>,
+    secrets: ArcSwapOption<Secrets>,
     inbox: mpsc::Sender<Event>,
 }
 
@@ -56,6 +59,7 @@ impl Cluster {
             name: Arc::clone(&config.name),
             number: watch::Sender::new(first.number),
             current: ArcSwap::from_pointee(first),
+            secrets: ArcSwapOption::empty(),
             inbox,
         };
         let cluster = Self(Arc::new(shared));
@@ -73,6 +77,17 @@ impl Cluster {
     #[must_use]
     pub fn load(&self) -> Arc<Snapshot> {
         self.0.current.load_full()
+    }
+
+    /// What signs its cookies, once that is known.
+    #[must_use]
+    pub fn secrets(&self) -> Option<Arc<Secrets>> {
+        self.0.secrets.load_full()
+    }
+
+    /// Changes what signs its cookies.
+    pub fn sign_with(&self, secrets: Arc<Secrets>) {
+        self.0.secrets.store(Some(secrets));
     }
 
     /// Tells the controller what happened. Waits while its inbox is full; an event for a

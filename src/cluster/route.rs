@@ -39,8 +39,23 @@ impl Snapshot {
     /// whether there is time and room left to wait for a slot.
     #[must_use]
     pub fn route(&self, key: AffinityKey, failed: &[Arc<str>], may_hold: bool) -> Route {
+        self.route_home(None, key, failed, may_hold)
+    }
+
+    /// The same for a client whose home is known otherwise, as by a cookie: `known` is the first
+    /// candidate, and the key's come after it.
+    #[must_use]
+    pub fn route_home(
+        &self,
+        known: Option<usize>,
+        key: AffinityKey,
+        failed: &[Arc<str>],
+        may_hold: bool,
+    ) -> Route {
+        let hashed = self.table.candidates(key);
+        let others = hashed.filter(|index| Some(*index) != known);
         let mut home: Option<(usize, Skip)> = None;
-        for index in self.table.candidates(key) {
+        for index in known.into_iter().chain(others) {
             let Some(why) = self.skip(index, failed) else {
                 return Route::To {
                     index,

@@ -7,13 +7,15 @@ use std::{
 };
 
 use super::{Backlog, Health};
-use crate::config::Address;
+use crate::{affinity::SlotId, config::Address};
 
 /// A stable home inside a cluster. Clients hash to its name, and to nothing else of it.
 #[derive(Debug)]
 pub struct Slot {
     /// `app/0`, or the configured name or address.
     pub name: Arc<str>,
+    /// What cookies call it.
+    pub id: SlotId,
     /// Its share of the clients.
     pub weight: NonZeroU32,
     /// Counters; they outlive generations and snapshots.

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, sync::Arc};
 
 use super::{Backend, Health, Skip, Slot, SlotStats};
 use crate::{
-    affinity::Table,
+    affinity::{SlotId, Table},
     config::{self, ReadyBy, Source},
 };
 
@@ -93,6 +93,12 @@ impl Snapshot {
         self.entries.iter().find(|entry| &*entry.slot.name == slot)
     }
 
+    /// Where the slot that a cookie names stands in `entries`, if it is still there.
+    #[must_use]
+    pub fn position_of(&self, id: SlotId) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.slot.id == id)
+    }
+
     /// Whether any slot takes new clients.
     #[must_use]
     pub fn any_usable(&self) -> bool {
@@ -103,6 +109,7 @@ impl Snapshot {
 impl Entry {
     fn empty(name: Arc<str>) -> Self {
         let slot = Slot {
+            id: SlotId::of(&name),
             name,
             weight: NonZeroU32::MIN,
             stats: Arc::default(),
@@ -157,6 +164,7 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
     });
     let slot = Slot {
         name: Arc::clone(&config.name),
+        id: SlotId::of(&config.name),
         weight: config.weight,
         stats,
     };

@@ -265,6 +265,7 @@ proptest! {
         events in prop::collection::vec(any_event(), 0..40),
         key: u32,
         may_hold: bool,
+        known in prop::option::of(0..SLOTS),
         failed in prop::collection::vec(0..SLOTS, 0..3),
         on_down in prop::sample::select(vec![HOLD, OnDown::Next, OnDown::Reject]),
     ) {
@@ -274,8 +275,8 @@ proptest! {
             let entry = &now.entries[index];
             entry.skip.is_none() && !failed.contains(&entry.slot.name)
         };
-        let home = home(&now, key);
-        match now.route(AffinityKey::from_bits(key), &failed, may_hold) {
+        let home = known.unwrap_or_else(|| home(&now, key));
+        match now.route_home(known, AffinityKey::from_bits(key), &failed, may_hold) {
             Route::To { index, passed } => {
                 prop_assert!(is_usable(index));
                 prop_assert!(now.entries[index].backend.is_some());

@@ -23,7 +23,7 @@ use super::{
     relay::Side,
 };
 use crate::{
-    affinity::AffinityKey,
+    affinity::{AffinityKey, SlotId},
     cluster::{Cluster, Route, SlotStats, Snapshot, is_exhaustion},
     config::{Address, OnDown, ProxyVersion},
 };
@@ -100,6 +100,8 @@ impl Side for Upstream {
 pub(super) struct Search<'a> {
     cluster: &'a Cluster,
     key: AffinityKey,
+    /// The client's slot, where it is known otherwise than by the key.
+    home: Option<SlotId>,
     /// Slots that could not be connected to.
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
@@ -123,10 +125,16 @@ impl<'a> Search<'a> {
         Self {
             cluster,
             key,
+            home: None,
             failed: Vec::new(),
             hold_until: (!may_hold).then(Instant::now),
             may_reuse: false,
         }
+    }
+
+    /// Tells the client's slot.
+    pub(super) const fn at_home_in(&mut self, slot: Option<SlotId>) {
+        self.home = slot;
     }
 
     /// Whether connections that carried a request before will do.
@@ -141,7 +149,8 @@ impl<'a> Search<'a> {
     ) -> Result<Connected, CloseReason> {
         loop {
             let snapshot = self.cluster.load();
-            match snapshot.route(self.key, &self.failed, self.may_hold()) {
+            let home = self.home.and_then(|id| snapshot.position_of(id));
+            match snapshot.route_home(home, self.key, &self.failed, self.may_hold()) {
                 Route::To { index, passed } => {
                     let name = |index: usize| Arc::clone(&snapshot.entries[index].slot.name);
                     journey.passed = passed.map(|(home, why)| (name(home), why));

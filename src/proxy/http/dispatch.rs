@@ -1,21 +1,44 @@
 //! From a request to where it goes and what the backend is sent: the same for all versions.
 
+use std::time::{Duration, SystemTime};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{HeaderMap, HeaderName, HeaderValue, header::SET_COOKIE};
+
 use super::{
-    super::identify,
+    super::{connect::Search, record::Home},
+    body::Framing,
+    cookies,
     fields::{self, Kind},
+    forwarded::{self, Origin},
+    key::Decided,
     record::RequestRecord,
     refusal::Refusal,
     request::{Request, Terms},
     visitor::Visitor,
 };
-use crate::{affinity::AffinityKey, cluster::Cluster};
+use crate::{cluster::Cluster, config::Key};
 
 /// A request that is ready to go.
 #[derive(Debug)]
 pub(super) struct Dispatch {
     pub(super) terms: Terms,
-    pub(super) cluster: Cluster,
-    pub(super) key: AffinityKey,
+    pub(super) destination: Destination,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub(super) struct Destination {
+    cluster: Cluster,
+    decided: Decided,
+    is_encrypted: bool,
+}
+
+/// The fields that homescar adds to a response.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    id: String,
+    cookie: Option<String>,
 }
 
 impl Dispatch {
@@ -30,52 +53,128 @@ impl Dispatch {
         if request.target.len() > config.limits.target_bytes {
             return Err(Refusal::TARGET_LENGTH);
         }
-        if let (super::body::Framing::Length(length), Some(limit)) =
+        if let (Framing::Length(length), Some(limit)) =
             (request.terms.framing, config.limits.body_bytes)
             && length > limit
         {
             return Err(Refusal::BODY);
         }
-        let from_trusted = is_trusted(visitor);
+        let all = request.head.fields;
+        let peer = visitor.client.ip().to_canonical();
+        let origin = Origin::of(peer, visitor.is_encrypted, all, &config.trusted);
+        record.comes_from(origin.client);
         let cluster = visitor
             .settings
             .cluster_for(request.host, request.target)
             .clone();
-        let key = {
-            let snapshot = cluster.load();
-            identify::key(visitor.client, &snapshot.config.affinity)
-        };
-        request.write_head(out, from_trusted);
+        let decided = Decided::of(
+            &cluster.load().config.affinity,
+            all,
+            request.target,
+            origin.client,
+            cluster.secrets().as_deref(),
+            now(),
+        );
+        record.key = decided.by;
+
+        request.write_head(out, origin.from_trusted);
+        forwarded::write(out, &request, visitor.client, origin);
         fields::write(out, "X-Request-Id", record.id.as_bytes());
+        if let Some(certificate) = &visitor.certificate {
+            // RFC 9440 §2.1: a byte sequence of structured fields.
+            let text = format!(":{}:", BASE64_STANDARD.encode(certificate));
+            fields::write(out, "Client-Cert", text.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+        let destination = Destination {
+            cluster,
+            decided,
+            is_encrypted: origin.is_encrypted,
+        };
         Ok(Self {
             terms: request.terms,
-            cluster,
-            key,
+            destination,
         })
     }
 }
 
-fn is_trusted(visitor: &Visitor) -> bool {
-    let trusted = &visitor.settings.config.trusted;
-    trusted
-        .iter()
-        .any(|network| network.contains(visitor.client.ip()))
+impl Destination {
+    /// For the response to begin.
+    pub(super) fn response_timeout(&self) -> Option<Duration> {
+        self.cluster.load().config.response_timeout
+    }
+
+    /// The search for the backend.
+    pub(super) fn search(&self, may_hold: bool, may_reuse: bool) -> Search<'_> {
+        let mut search = Search::new(&self.cluster, self.decided.key, may_hold);
+        search.at_home_in(self.decided.token.map(|token| token.slot));
+        search.reuse(may_reuse);
+        search
+    }
+
+    /// What is added to the response of the backend that was found.
+    pub(super) fn extra(&self, id: &str, home: &Home) -> Extra {
+        Extra {
+            id: id.to_owned(),
+            cookie: self.cookie(home),
+        }
+    }
+
+    fn cookie(&self, home: &Home) -> Option<String> {
+        let snapshot = self.cluster.load();
+        let Key::Cookie(config) = &snapshot.config.affinity.key else {
+            return None;
+        };
+        let (token, slot, now) = (self.decided.token, home.slot().id, now());
+        let is_known = token.is_some_and(|token| snapshot.position_of(token.slot).is_some());
+        if !cookies::is_due(token, slot, is_known, now, config) {
+            return None;
+        }
+        let secrets = self.cluster.secrets()?;
+        let generation = home.generation();
+        let is_encrypted = self.is_encrypted;
+        let text = cookies::set_cookie(config, &secrets, slot, generation, now, is_encrypted);
+        Some(text)
+    }
+}
+
+impl Extra {
+    /// As lines of a head.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        fields::write(out, "X-Request-Id", self.id.as_bytes());
+        if let Some(cookie) = &self.cookie {
+            fields::write(out, "Set-Cookie", cookie.as_bytes());
+        }
+    }
+
+    /// As headers of HTTP/2.
+    pub(super) fn insert(&self, headers: &mut HeaderMap) {
+        if let Ok(id) = HeaderValue::from_str(&self.id) {
+            headers.insert(HeaderName::from_static("x-request-id"), id);
+        }
+        let cookie = self.cookie.as_deref().map(HeaderValue::from_str);
+        if let Some(Ok(cookie)) = cookie {
+            headers.append(SET_COOKIE, cookie);
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// The request's own id, when it has one that can stand in logs, else a new one.
 pub(super) fn request_id(request: &Request<'_>) -> String {
     const LONGEST: usize = 128;
-    let mut ids = request
-        .head
-        .fields
-        .iter()
-        .filter(|field| Kind::of(field.name) == Kind::RequestId)
-        .map(|field| field.value);
+    let fields = request.head.fields.iter();
+    let mut ids = fields.filter(|field| Kind::of(field.name) == Kind::RequestId);
     let fits = |id: &&[u8]| {
         let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~+/=:".contains(byte);
         !id.is_empty() && id.len() <= LONGEST && id.iter().all(is_plain)
     };
-    match (ids.next().filter(fits), ids.next()) {
+    match (ids.next().map(|field| field.value).filter(fits), ids.next()) {
         (Some(id), None) => String::from_utf8_lossy(id).into_owned(),
         _ => new_id(),
     }

@@ -19,6 +19,7 @@ use super::{
     buffers::{self, equip},
     client::Client,
     deadline::Deadline,
+    dispatch::Extra,
     head::Version,
     out::Out,
     refusal::Refusal,
@@ -65,7 +66,7 @@ pub(super) struct Upload {
 pub(super) struct Answer<'a> {
     pub(super) terms: &'a Terms,
     /// Fields that homescar adds to the final head.
-    pub(super) extra: &'a [u8],
+    pub(super) extra: &'a Extra,
     /// The connection stays open for another request, as far as is known.
     pub(super) keep_alive: bool,
     pub(super) status: u16,
@@ -116,7 +117,7 @@ impl Upload {
 }
 
 impl<'a> Answer<'a> {
-    pub(super) const fn new(terms: &'a Terms, extra: &'a [u8]) -> Self {
+    pub(super) const fn new(terms: &'a Terms, extra: &'a Extra) -> Self {
         Self {
             terms,
             extra,
@@ -346,7 +347,7 @@ impl<S: Side> Receiver for Download<'_, '_, S> {
         answer.encoder = Encoder::new(framing);
         answer.keep_alive &= self.upload_done && framing != Framing::UntilClose;
         response.write_head(out, framing);
-        out.extend_from_slice(answer.extra);
+        answer.extra.write(out);
         out.extend_from_slice(match (answer.status, answer.keep_alive, version) {
             (101, ..) => b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             (_, false, _) => b"Connection: close\r\n\r\n",

@@ -1,12 +1,12 @@
 //! A client's HTTP/1 connection: one request after the other.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::{
     super::{
-        connect::{Connected, Search},
+        connect::Connected,
         record::{CloseReason, Traffic},
         registry::Ticket,
         relay::Side,
@@ -14,9 +14,8 @@ use super::{
     backend::Backend,
     client::{Client, NoHead},
     deadline::Deadline,
-    dispatch::{Dispatch, new_id, request_id},
+    dispatch::{Destination, Dispatch, new_id, request_id},
     exchange::{Answer, End, Exchange, Upload},
-    fields,
     head::{RequestHead, Room, Version},
     http2,
     out::Out,
@@ -26,7 +25,6 @@ use super::{
     request::{Request, Terms},
     visitor::Visitor,
 };
-use crate::{affinity::AffinityKey, cluster::Cluster};
 
 /// What comes after a request.
 enum Next {
@@ -100,11 +98,7 @@ async fn request<S: Side>(
     let (mut record, dispatch) = begin(visitor, &client.input[..len], out.buffer());
     client.input.drain(..len);
     match dispatch {
-        Ok(Dispatch {
-            terms,
-            cluster,
-            key,
-        }) => {
+        Ok(Dispatch { terms, destination }) => {
             let upload = Upload::new(&terms, visitor.settings.config.limits.body_bytes);
             let carriage = Carriage {
                 visitor,
@@ -115,7 +109,7 @@ async fn request<S: Side>(
                 terms,
                 upload,
             };
-            carriage.run(&cluster, key, out).await
+            carriage.run(&destination, out).await
         }
         Err(refusal) => {
             record.refused(refusal);
@@ -141,7 +135,6 @@ fn begin(
     let mut record = record_of(visitor, request.head.version, request_id(&request));
     record.asks(request.head.method, request.host, request.target);
     let dispatch = Dispatch::new(request, visitor, &mut record, out);
-    out.extend_from_slice(b"\r\n");
     (record, dispatch)
 }
 
@@ -165,10 +158,9 @@ enum Attempt {
 
 impl<S: Side> Carriage<'_, S> {
     /// Finds the request's home, and carries request and response.
-    async fn run(mut self, cluster: &Cluster, key: AffinityKey, mut out: Out) -> Next {
-        let mut search = Search::new(cluster, key, self.visitor.listener.holds);
-        search.reuse(self.terms.websocket.is_none());
-        let response = cluster.load().config.response_timeout;
+    async fn run(mut self, destination: &Destination, mut out: Out) -> Next {
+        let is_plain = self.terms.websocket.is_none();
+        let mut search = destination.search(self.visitor.listener.holds, is_plain);
         let mut may_retry = self.terms.is_idempotent && self.terms.framing.is_empty();
         loop {
             let connected = tokio::select! {
@@ -181,7 +173,7 @@ impl<S: Side> Carriage<'_, S> {
                 Err(reason) => return self.unreached(reason),
             };
             let is_reused = connected.is_reused;
-            match self.attempt(connected, out, response, may_retry).await {
+            match self.attempt(destination, connected, out, may_retry).await {
                 Attempt::Over(next) => return next,
                 Attempt::Again(again) => out = again,
             }
@@ -198,9 +190,9 @@ impl<S: Side> Carriage<'_, S> {
 
     async fn attempt(
         &mut self,
+        destination: &Destination,
         connected: Connected,
         out: Out,
-        response: Option<Duration>,
         may_retry: bool,
     ) -> Attempt {
         let Some(home) = &self.record.journey.home else {
@@ -208,8 +200,7 @@ impl<S: Side> Carriage<'_, S> {
         };
         self.ticket.goes_to(&home.slot().stats);
         let place = Place::new(Arc::clone(&home.slot().stats), home.generation());
-        let mut extra = Vec::new();
-        fields::write(&mut extra, "X-Request-Id", self.record.id.as_bytes());
+        let extra = destination.extra(&self.record.id, home);
         let mut answer = Answer::new(&self.terms, &extra);
         let mut backend = Backend::new(connected.upstream, out);
         let exchange = Exchange {
@@ -220,7 +211,7 @@ impl<S: Side> Carriage<'_, S> {
             answer: &mut answer,
             deadline: self.deadline,
             timeouts: &self.visitor.settings.config.timeouts,
-            response,
+            response: destination.response_timeout(),
         };
         let end = exchange.run().await;
         let Answer {

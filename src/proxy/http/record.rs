@@ -1,6 +1,10 @@
 //! One record per request: who asked for what, where it went, why there, and how it ended.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+use std::{
+    fmt::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use tokio::time::Instant;
 use tracing::{Level, enabled, info};
@@ -35,7 +39,10 @@ impl Outcome {
 #[derive(Debug)]
 pub(super) struct RequestRecord {
     listener: Arc<str>,
-    client: SocketAddr,
+    /// Who is connected: the peer, or whom a PROXY header named.
+    peer: SocketAddr,
+    /// Where the request came from, when that is somebody else.
+    client: Option<IpAddr>,
     began: Instant,
     version: Version,
     /// Method, host and target, as far as anybody reads it.
@@ -51,10 +58,11 @@ pub(super) struct RequestRecord {
 }
 
 impl RequestRecord {
-    pub(super) fn new(listener: Arc<str>, client: SocketAddr, version: Version) -> Self {
+    pub(super) fn new(listener: Arc<str>, peer: SocketAddr, version: Version) -> Self {
         Self {
             listener,
-            client,
+            peer,
+            client: None,
             began: Instant::now(),
             version,
             line: String::new(),
@@ -82,9 +90,9 @@ impl RequestRecord {
         self.outcome = Outcome::new("client", refusal.why);
     }
 
-    /// Notes whom it comes from, when that is not the peer.
-    pub(super) const fn comes_from(&mut self, client: SocketAddr) {
-        self.client = client;
+    /// Notes where it comes from.
+    pub(super) fn comes_from(&mut self, client: IpAddr) {
+        self.client = Some(client).filter(|client| *client != self.peer.ip().to_canonical());
     }
 }
 
@@ -98,7 +106,11 @@ impl Drop for RequestRecord {
         info!(
             target: "homescar::request",
             listener = &*self.listener,
-            client = %self.client,
+            client = display::<&dyn fmt::Display>(match &self.client {
+                Some(client) => client,
+                None => &self.peer,
+            }),
+            peer = self.client.is_some().then(|| display(self.peer)),
             id = self.id,
             version = match self.version {
                 Version::Http10 => "1.0",

@@ -28,14 +28,14 @@ use tokio_util::sync::PollSender;
 
 use super::{
     super::{
-        connect::{Connected, Search},
+        connect::Connected,
         record::{CloseReason, Traffic},
         registry::Ticket,
     },
     backend::{Backend, Failure, Receiver},
     body::{Encoder, is_private_trailer},
     deadline::Deadline,
-    dispatch::{Dispatch, new_id, request_id},
+    dispatch::{Destination, Dispatch, Extra, new_id, request_id},
     exchange::{End, NEVER},
     fields,
     head::{Field, RequestHead, Version},
@@ -47,7 +47,7 @@ use super::{
     response::Response,
     visitor::Visitor,
 };
-use crate::{affinity::AffinityKey, cluster::Cluster, config::Timeouts};
+use crate::config::Timeouts;
 
 /// A response as hyper takes it.
 pub(super) type Answered = HttpResponse<Body>;
@@ -90,11 +90,7 @@ pub(super) async fn serve(
     let (parts, body) = request.into_parts();
     let mut out = Out::default();
     let (mut record, dispatch) = begin(visitor, &parts, body.is_end_stream(), out.buffer());
-    let Dispatch {
-        terms,
-        cluster,
-        key,
-    } = match dispatch {
+    let Dispatch { terms, destination } = match dispatch {
         Ok(dispatch) => dispatch,
         Err(refusal) => {
             record.refused(refusal);
@@ -123,7 +119,7 @@ pub(super) async fn serve(
         upload,
         answer: Some(answer),
     };
-    errand.run(&cluster, key, out).await;
+    errand.run(&destination, out).await;
 }
 
 /// Everything that needs the request's head.
@@ -168,7 +164,6 @@ fn begin(
     let mut record = new_record(request_id(&request));
     record.asks(request.head.method, request.host, request.target);
     let dispatch = Dispatch::new(request, visitor, &mut record, out);
-    out.extend_from_slice(b"\r\n");
     (record, dispatch)
 }
 
@@ -231,10 +226,9 @@ struct Upload {
 
 impl Errand<'_> {
     /// Finds the request's home, and carries request and response.
-    async fn run(&mut self, cluster: &Cluster, key: AffinityKey, mut out: Out) {
-        let mut search = Search::new(cluster, key, self.visitor.listener.holds);
-        search.reuse(self.terms.websocket.is_none());
-        let response = cluster.load().config.response_timeout;
+    async fn run(&mut self, destination: &Destination, mut out: Out) {
+        let is_plain = self.terms.websocket.is_none();
+        let mut search = destination.search(self.visitor.listener.holds, is_plain);
         let mut may_retry = self.terms.is_idempotent && self.upload.is_done;
         loop {
             let Some(answer) = &mut self.answer else {
@@ -256,7 +250,7 @@ impl Errand<'_> {
                 }
             };
             let is_reused = connected.is_reused;
-            match self.attempt(connected, out, response, may_retry).await {
+            match self.attempt(destination, connected, out, may_retry).await {
                 None => return,
                 Some(again) => out = again,
             }
@@ -274,9 +268,9 @@ impl Errand<'_> {
     /// One attempt with one backend. Gives the request back when it can be sent once more.
     async fn attempt(
         &mut self,
+        destination: &Destination,
         connected: Connected,
         out: Out,
-        response: Option<Duration>,
         may_retry: bool,
     ) -> Option<Out> {
         let home = self.record.journey.home.as_ref()?;
@@ -290,9 +284,9 @@ impl Errand<'_> {
             upload: &mut self.upload,
             deadline: Deadline::new(Instant::now()),
             timeouts: &self.visitor.settings.config.timeouts,
-            response,
+            response: destination.response_timeout(),
             answer: self.answer.take(),
-            id: &self.record.id,
+            extra: destination.extra(&self.record.id, home),
             receiver: Some(receiver),
             closed: async move { closed.closed().await }.boxed(),
             frames: PollSender::new(sender),
@@ -367,7 +361,7 @@ struct Exchange<'a> {
     timeouts: &'a Timeouts,
     /// For the response to begin.
     response: Option<Duration>,
-    id: &'a str,
+    extra: Extra,
     answer: Option<oneshot::Sender<Answered>>,
     /// Goes to hyper with the head.
     receiver: Option<mpsc::Receiver<Result<Frame<Bytes>, Broken>>>,
@@ -493,10 +487,7 @@ impl Exchange<'_> {
     fn answer(&mut self, head: HttpResponse<bool>) -> bool {
         let receiver = self.receiver.take();
         let mut answer = head.map(|has_body| Body(receiver.filter(|_| has_body)));
-        if let Ok(id) = HeaderValue::from_str(self.id) {
-            let name = HeaderName::from_static("x-request-id");
-            answer.headers_mut().insert(name, id);
-        }
+        self.extra.insert(answer.headers_mut());
         let sender = self.answer.take();
         sender.is_some_and(|sender| sender.send(answer).is_ok())
     }

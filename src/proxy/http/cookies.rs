@@ -1,0 +1,115 @@
+//! The cookie that tells a client its slot.
+
+use std::fmt::Write as _;
+
+use crate::{
+    affinity::{Secrets, SlotId, Token},
+    config::{Cookie, SameSite, Secure},
+};
+
+/// Whether a client that came with `token` and was served by `slot` is given a new cookie.
+///
+/// A client whose slot is down and that was served by another keeps its cookie: the slot comes
+/// back. `is_known` says that the token's slot still exists. `now` is in seconds since 1970.
+pub(super) fn is_due(
+    token: Option<Token>,
+    slot: SlotId,
+    is_known: bool,
+    now: u64,
+    config: &Cookie,
+) -> bool {
+    token.is_none_or(|token| match token.slot == slot {
+        true => token.expires.saturating_sub(now) < config.ttl.as_secs() / 2,
+        false => !is_known,
+    })
+}
+
+/// The value of a `Set-Cookie` (RFC 6265 §4.1).
+pub(super) fn set_cookie(
+    config: &Cookie,
+    secrets: &Secrets,
+    slot: SlotId,
+    generation: u32,
+    now: u64,
+    is_encrypted: bool,
+) -> String {
+    let ttl = config.ttl.as_secs();
+    let token = secrets.sign(Token {
+        slot,
+        generation,
+        expires: now.saturating_add(ttl),
+    });
+    let Cookie { name, path, .. } = config;
+    let mut text = format!("{name}={token}; Path={path}; Max-Age={ttl}");
+    if let Some(domain) = &config.domain {
+        let _infallible = write!(text, "; Domain={domain}");
+    }
+    let is_secure = match config.secure {
+        Secure::Auto => is_encrypted,
+        Secure::On => true,
+        Secure::Off => false,
+    };
+    if is_secure {
+        text.push_str("; Secure");
+    }
+    if config.http_only {
+        text.push_str("; HttpOnly");
+    }
+    text.push_str(match config.same_site {
+        SameSite::Strict => "; SameSite=Strict",
+        SameSite::Lax => "; SameSite=Lax",
+        SameSite::None => "; SameSite=None",
+    });
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_is_given_once_and_anew_half_way() {
+        let config = Cookie::default();
+        let ttl = config.ttl.as_secs();
+        let (here, there) = (SlotId::of("app/0"), SlotId::of("app/1"));
+        let token = |slot| {
+            let generation = 1;
+            Some(Token {
+                slot,
+                generation,
+                expires: ttl,
+            })
+        };
+        assert!(is_due(None, here, false, 0, &config));
+        assert!(!is_due(token(here), here, true, 0, &config));
+        assert!(is_due(token(here), here, true, ttl / 2 + 1, &config));
+        assert!(
+            !is_due(token(there), here, true, 0, &config),
+            "it comes back"
+        );
+        assert!(is_due(token(there), here, false, 0, &config), "it does not");
+    }
+
+    #[test]
+    fn a_cookie_has_its_attributes() {
+        let secrets = Secrets::random(&[1; 32], "app");
+        let slot = SlotId::of("app/0");
+        let config = Cookie {
+            domain: Some("example.org".to_owned()),
+            ..Cookie::default()
+        };
+        let text = set_cookie(&config, &secrets, slot, 3, 1000, true);
+        let (pair, attributes) = text.split_once("; ").unwrap();
+        assert_eq!(
+            attributes,
+            "Path=/; Max-Age=86400; Domain=example.org; Secure; HttpOnly; SameSite=Lax"
+        );
+        let token = pair.strip_prefix("homescar=").unwrap();
+        let read = secrets.read(token.as_bytes(), 1000).unwrap();
+        assert_eq!(
+            (read.slot, read.generation, read.expires),
+            (slot, 3, 87_400)
+        );
+        assert!(!set_cookie(&config, &secrets, slot, 3, 1000, false).contains("Secure"));
+    }
+}

@@ -1,0 +1,141 @@
+//! What of a request decides on its slot.
+
+use std::net::IpAddr;
+
+use super::{fields::trim, head::Field};
+use crate::{
+    affinity::{AffinityKey, Masks, Secrets, Token},
+    config::{Affinity, Key},
+};
+
+/// What decides on a request's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Decided {
+    pub(super) key: AffinityKey,
+    /// What the client's cookie says, which goes before the key.
+    pub(super) token: Option<Token>,
+    /// What it was, for logs.
+    pub(super) by: &'static str,
+}
+
+impl Decided {
+    /// Looks for what the cluster goes by, and takes the client's address where it is not there.
+    /// `now` is in seconds since 1970.
+    pub(super) fn of(
+        affinity: &Affinity,
+        all: &[Field<'_>],
+        target: &str,
+        client: IpAddr,
+        secrets: Option<&Secrets>,
+        now: u64,
+    ) -> Self {
+        let masks = Masks {
+            v4: affinity.prefix_v4,
+            v6: affinity.prefix_v6,
+        };
+        let address = AffinityKey::from_address(client, masks, affinity.seed);
+        let token = match (&affinity.key, secrets) {
+            (Key::Cookie(config), Some(secrets)) => {
+                cookies(all, &config.name).find_map(|text| secrets.read(text, now))
+            }
+            _ => None,
+        };
+        let value = match &affinity.key {
+            Key::Header(name) => header(all, name).map(|value| (value, "header")),
+            Key::Query(name) => query(target, name).map(|value| (value, "query")),
+            Key::Address | Key::Cookie(_) | Key::None => None,
+        };
+        let (key, by) = match (value, &affinity.key, token) {
+            (Some((value, by)), ..) => (AffinityKey::from_bytes(value, affinity.seed), by),
+            (None, Key::None, _) => (AffinityKey::from_bits(fastrand::u32(..)), "none"),
+            (None, _, Some(_)) => (address, "cookie"),
+            (None, _, None) => (address, "address"),
+        };
+        Self { key, token, by }
+    }
+}
+
+/// The values of the cookies of this name (RFC 6265 §5.4). There may be several, of several paths
+/// or domains, and HTTP/2 may send each in a field of its own.
+fn cookies<'a>(all: &'a [Field<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    let fields = all
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case("cookie"));
+    let pairs = fields.flat_map(|field| field.value.split(|byte| *byte == b';'));
+    pairs.filter_map(move |pair| trim(pair).strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+/// The value of the first field of this name that has one.
+fn header<'a>(all: &'a [Field<'a>], name: &str) -> Option<&'a [u8]> {
+    let named = all
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case(name));
+    named
+        .map(|field| field.value)
+        .find(|value| !value.is_empty())
+}
+
+/// The value of the first parameter of this name that has one, as it is written.
+fn query<'a>(target: &'a str, name: &str) -> Option<&'a [u8]> {
+    let (_, query) = target.split_once('?')?;
+    let mut values = query.split('&').filter_map(|pair| {
+        let value = pair.strip_prefix(name)?.strip_prefix('=')?;
+        Some(value.as_bytes())
+    });
+    values.find(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field<'a>(name: &'a str, value: &'a str) -> Field<'a> {
+        Field {
+            name,
+            value: value.as_bytes(),
+        }
+    }
+
+    #[test]
+    fn cookies_are_found_wherever_they_stand() {
+        let all = [
+            field("Cookie", "a=1; home=x;home=y; homer=no"),
+            field("cookie", " home=z"),
+        ];
+        let found: Vec<_> = cookies(&all, "home").collect();
+        assert_eq!(found, [b"x", b"y", b"z"]);
+    }
+
+    #[test]
+    fn parameters_are_found_by_their_whole_name() {
+        for (target, expected) in [
+            ("/socket.io/?EIO=4&sid=abc&t=1", Some("abc")),
+            ("/?xsid=1&sid=&sid=2", Some("2")),
+            ("/sid=1", None),
+            ("/?sid", None),
+        ] {
+            assert_eq!(
+                query(target, "sid"),
+                expected.map(str::as_bytes),
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_empty_leaves_it_to_the_address() {
+        let affinity = Affinity {
+            key: Key::Header("x-user".into()),
+            ..Affinity::default()
+        };
+        let client = IpAddr::from([1, 2, 3, 4]);
+        let by = |all: &[Field<'_>]| Decided::of(&affinity, all, "/", client, None, 0);
+        assert_eq!(by(&[]).by, "address");
+        assert_eq!(by(&[field("X-User", "")]), by(&[]));
+        let ann = by(&[field("X-User", "ann")]);
+        assert_eq!(
+            (ann.by, ann.key),
+            ("header", AffinityKey::from_bytes(b"ann", 0))
+        );
+    }
+}
