@@ -21,7 +21,7 @@
 //! # The life of a connection
 //!
 //! `proxy/door.rs` accepts → `proxy/admit.rs` counts → `proxy/identify.rs` finds out who the
-//! client is → [`AffinityKey`](affinity::AffinityKey) → [`Snapshot::route`](cluster::Snapshot::route)
+//! client is → [`tls`] decrypts → [`AffinityKey`](affinity::AffinityKey) → [`Snapshot::route`](cluster::Snapshot::route)
 //! decides → `proxy/connect.rs` connects, holds, or goes on to the next candidate →
 //! `proxy/relay.rs` carries until both sides are done → `proxy/record.rs` says how it ended.
 //! `proxy/connection.rs` is that line as code.
@@ -50,9 +50,10 @@
 //! | [`affinity`] | nothing of ours |
 //! | [`config`] | nothing of ours |
 //! | [`log`] | `config` |
-//! | [`cluster`] | `affinity`, `config` |
-//! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy` |
-//! | [`proxy`] | `cluster`, `affinity`, `config` |
+//! | [`tls`] | `config` |
+//! | [`cluster`] | `affinity`, `config`, `tls` |
+//! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls` |
+//! | [`proxy`] | `cluster`, `affinity`, `config`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
@@ -82,3 +83,4 @@ pub mod health;
 pub mod log;
 pub mod proxy;
 pub mod supervisor;
+pub mod tls;

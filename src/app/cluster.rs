@@ -9,6 +9,7 @@ use crate::{
     config::{self, Source},
     health::Checker,
     supervisor::{Entrances, Home, Supervisor},
+    tls::Connector,
 };
 
 /// A cluster at work.
@@ -21,8 +22,16 @@ pub(super) struct RunningCluster {
 }
 
 impl RunningCluster {
-    pub(super) fn start(config: &config::Cluster, entrances: Entrances, home: &Arc<Home>) -> Self {
+    pub(super) fn start(
+        config: &config::Cluster,
+        connector: Option<Arc<Connector>>,
+        entrances: Entrances,
+        home: &Arc<Home>,
+    ) -> Self {
         let (cluster, controller) = Cluster::new(config);
+        if let Some(connector) = connector {
+            cluster.set_connector(connector);
+        }
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -55,9 +64,13 @@ impl RunningCluster {
     pub(super) async fn configure(
         &mut self,
         config: &config::Cluster,
+        connector: Option<Arc<Connector>>,
         entrances: Entrances,
         home: &Arc<Home>,
     ) {
+        if let Some(connector) = connector {
+            self.cluster.set_connector(connector);
+        }
         let next = Arc::new(config.clone());
         self.cluster
             .report(Event::Configure(Arc::clone(&next)))

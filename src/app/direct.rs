@@ -92,6 +92,7 @@ impl Directs {
             routed: Vec::new(),
             config: listener,
             cluster: cluster.cluster().clone(),
+            tls: None,
         });
         let plane = Arc::clone(plane);
         let take = move |stream, peer| plane.take(&rescued, stream, peer);

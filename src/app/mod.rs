@@ -4,6 +4,7 @@ mod cluster;
 mod direct;
 mod drain;
 mod reload;
+mod tls;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -12,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::{cluster::RunningCluster, direct::Directs};
+pub use self::tls::TlsFaults;
+use self::{cluster::RunningCluster, direct::Directs, tls::Certificates};
 use crate::{
     config::{self, Bind, Config, Facts, Faults, LogOptions, Mode},
     direct::DirectError,
@@ -34,6 +36,7 @@ pub struct App {
     listeners: BTreeMap<Arc<str>, Arc<Listener>>,
     doors: HashMap<Place, Arc<Door>>,
     directs: Directs,
+    certificates: Certificates,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
@@ -97,6 +100,9 @@ pub enum StartError {
         /// Its name in the configuration.
         listener: Arc<str>,
     },
+    /// Certificates or keys cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsFaults),
     /// A thread, the runtime directory or the guard process could not be made.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -109,6 +115,15 @@ pub enum Signal {
     Reload,
     /// Drain and end; the second one does not wait for connections, the third not for workers.
     Shutdown,
+}
+
+/// Reads and verifies every file that a configuration names, as a start does.
+///
+/// # Errors
+///
+/// All that is wrong; or else what will be, soon or already, a line each.
+pub fn check(config: &Config) -> Result<Vec<String>, TlsFaults> {
+    tls::check(config)
 }
 
 impl App {
@@ -125,10 +140,13 @@ impl App {
         file: Option<ConfigFile>,
         exe: PathBuf,
     ) -> Result<Self, StartError> {
+        let mut certificates = Certificates::default();
+        let staged = certificates.stage(&config)?;
         let directs = Directs::bind(&config)?;
         let mut groups = bind_new(&config, &HashMap::default())?;
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let home = Arc::new(Home::new(exe)?);
+        certificates.take(staged);
         let mut app = Self {
             file,
             home,
@@ -137,13 +155,15 @@ impl App {
             listeners: BTreeMap::new(),
             doors: HashMap::default(),
             directs,
+            certificates,
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             config,
         };
         for cluster in &app.config.clusters {
             let entrances = app.entrances(&cluster.name, &groups);
-            let running = RunningCluster::start(cluster, entrances, &app.home);
+            let connector = app.certificates.connector(&cluster.name);
+            let running = RunningCluster::start(cluster, connector, entrances, &app.home);
             app.clusters.insert(Arc::clone(&cluster.name), running);
         }
         for config in app.config.listeners.clone() {
@@ -172,10 +192,13 @@ impl App {
 
     /// Serves until it is told to end, then drains.
     pub async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
-        while let Some(signal) = signals.recv().await {
-            match signal {
-                Signal::Reload => self.reload_file().await,
-                Signal::Shutdown => break,
+        loop {
+            tokio::select! {
+                signal = signals.recv() => match signal {
+                    Some(Signal::Reload) => self.reload_file().await,
+                    Some(Signal::Shutdown) | None => break,
+                },
+                () = self.certificates.next_look() => self.certificates.look(),
             }
         }
         self.drain(signals).await;
@@ -192,7 +215,11 @@ impl App {
         config.log = log.over(config.log);
         match self.reload(config).await {
             Ok(()) => info!(file = %path.display(), "reloaded"),
-            Err(error) => warn!("not reloaded, nothing has changed: {error}"),
+            Err(error) => {
+                for line in error.to_string().lines() {
+                    warn!("not reloaded, nothing has changed: {line}");
+                }
+            }
         }
     }
 
@@ -225,13 +252,13 @@ impl App {
     }
 
     fn settings(&self, config: config::Listener) -> Settings {
-        let cluster = self.clusters[&config.cluster].cluster().clone();
         let routed = config.routes.iter();
         let routed = routed.map(|route| self.clusters[&route.cluster].cluster().clone());
         Settings {
             routed: routed.collect(),
+            cluster: self.clusters[&config.cluster].cluster().clone(),
+            tls: self.certificates.acceptor(&config.name),
             config,
-            cluster,
         }
     }
 

@@ -24,7 +24,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When a new address cannot be listened on; then nothing has changed.
+    /// When a new address cannot be listened on, or a certificate not be used; then nothing has
+    /// changed.
     pub(super) async fn reload(&mut self, mut config: Config) -> Result<(), StartError> {
         if config.threads != self.config.threads {
             warn!(
@@ -34,7 +35,9 @@ impl App {
             config.threads = self.config.threads;
         }
         refuse_changes(&self.config, &config)?;
+        let staged = self.certificates.stage(&config)?;
         let mut groups = bind_new(&config, &self.doors)?;
+        self.certificates.take(staged);
 
         self.plane.set_max_connections(config.max_connections);
         crate::log::set_level(config.log.level);
@@ -56,8 +59,9 @@ impl App {
     async fn change_clusters(&mut self, groups: &HashMap<Place, BoundGroup>) {
         for config in &self.config.clusters {
             let entrances = self.entrances(&config.name, groups);
+            let connector = self.certificates.connector(&config.name);
             let Some(running) = self.clusters.get_mut(&config.name) else {
-                let running = RunningCluster::start(config, entrances, &self.home);
+                let running = RunningCluster::start(config, connector, entrances, &self.home);
                 self.clusters.insert(Arc::clone(&config.name), running);
                 continue;
             };
@@ -66,7 +70,9 @@ impl App {
                 running.supervise(config, entrances, &self.home);
                 continue;
             }
-            running.configure(config, entrances, &self.home).await;
+            running
+                .configure(config, connector, entrances, &self.home)
+                .await;
             let cluster = running.cluster().clone();
             let supervisor = running.take_idle_supervisor();
             let drain = before.config.drain.timeout;

@@ -5,16 +5,27 @@ use std::{
     path::Path,
 };
 
-use super::{Exit, serve};
+use super::{Exit, complain_faults, serve};
+use crate::app;
 
-/// Prints the whole effective configuration, or all faults.
+/// Prints the whole effective configuration, or all faults; then those of the files that it names.
 pub(super) fn run(file: &Path) -> Exit {
-    match serve::load(file) {
-        Ok(config) => {
+    let config = match serve::load(file) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    match app::check(&config) {
+        Ok(warnings) => {
+            if !warnings.is_empty() {
+                complain_faults(warnings.join("\n"));
+            }
             // A reader that has seen enough (`| head`) is no failure.
             let _closed = io::stdout().write_all(config.to_toml().as_bytes());
             Exit::Ok
         }
-        Err(exit) => exit,
+        Err(faults) => {
+            complain_faults(faults);
+            Exit::Config
+        }
     }
 }

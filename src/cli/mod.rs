@@ -10,7 +10,7 @@ use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config::{Faults, LogFormat, LogLevel, LogOptions},
+    config::{LogFormat, LogLevel, LogOptions},
     supervisor,
 };
 
@@ -134,12 +134,12 @@ fn complain_chain(error: &dyn std::error::Error) {
     complain(causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}")));
 }
 
-/// Writes all faults of a configuration, a line each.
+/// Writes all faults of a configuration, or of its files, a line each.
 #[expect(
     clippy::print_stderr,
     reason = "the command line speaks to the person who typed it"
 )]
-fn complain_faults(faults: &Faults) {
+fn complain_faults(faults: impl fmt::Display) {
     eprintln!("{faults}");
 }
 

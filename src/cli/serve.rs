@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::{Exit, LogArguments, complain, complain_faults};
 use crate::{
-    app::{App, ConfigFile, Signal},
+    app::{App, ConfigFile, Signal, StartError},
     config::{Config, Facts},
     log::Log,
 };
@@ -74,6 +74,10 @@ pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit 
     };
     let app = match App::start(config, file, PathBuf::from(THIS_PROGRAM)) {
         Ok(app) => app,
+        Err(StartError::Tls(faults)) => {
+            complain_faults(&faults);
+            return Exit::Config;
+        }
         Err(error) => {
             complain(error);
             return Exit::Unavailable;

@@ -32,6 +32,8 @@ pub use route::Route;
 pub use slot::{Backend, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
 
+use crate::{config, tls::Connector};
+
 /// Events that may wait for the controller; reporters wait when it is full.
 const INBOX: usize = 1024;
 
@@ -47,12 +49,13 @@ struct Shared {
     number: watch::Sender<u64>,
     secrets: ArcSwapOption<Secrets>,
     inbox: mpsc::Sender<Event>,
+    connector: ArcSwapOption<Connector>,
 }
 
 impl Cluster {
     /// A cluster as configured, and its controller, which must be run for anything to change.
     #[must_use]
-    pub fn new(config: &crate::config::Cluster) -> (Self, Controller) {
+    pub fn new(config: &config::Cluster) -> (Self, Controller) {
         let (inbox, events) = mpsc::channel(INBOX);
         let first = Snapshot::configured(config);
         let shared = Shared {
@@ -61,6 +64,7 @@ impl Cluster {
             current: ArcSwap::from_pointee(first),
             secrets: ArcSwapOption::empty(),
             inbox,
+            connector: ArcSwapOption::empty(),
         };
         let cluster = Self(Arc::new(shared));
         let controller = Controller::new(cluster.clone(), events);
@@ -88,6 +92,19 @@ impl Cluster {
     /// Changes what signs its cookies.
     pub fn sign_with(&self, secrets: Arc<Secrets>) {
         self.0.secrets.store(Some(secrets));
+    }
+
+    /// What encrypts connections to the backends. Whether they are to be encrypted is for the
+    /// configuration in the snapshot to say: where it does, and there is nothing to do it with,
+    /// there is no connection.
+    #[must_use]
+    pub fn connector(&self) -> Option<Arc<Connector>> {
+        self.0.connector.load_full()
+    }
+
+    /// Gives the cluster what encrypts connections to its backends: before it is configured so.
+    pub fn set_connector(&self, connector: Arc<Connector>) {
+        self.0.connector.store(Some(connector));
     }
 
     /// Tells the controller what happened. Waits while its inbox is full; an event for a

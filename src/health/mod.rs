@@ -155,16 +155,19 @@ async fn check(cluster: Cluster, slot: Arc<str>, subject: Subject) {
     } = subject;
     let known = backend.health.clone();
     let mut hysteresis = Hysteresis::new(settings.rise.get(), settings.fall.get(), known);
-    let target = Target {
+    let mut target = Target {
         address: backend.address.clone(),
         backlog: backend.backlog.clone(),
         check: settings.check,
+        tls: None,
         timeout: settings.timeout,
     };
     let generation = backend.generation;
     let is_starting = || supervised && !was_ready(&cluster.load(), &slot, generation);
     loop {
         let began = Instant::now();
+        let speaks_tls = cluster.load().config.tls.is_some();
+        target.tls = cluster.connector().filter(|_| speaks_tls);
         if let Some(outcome) = target.probe().await
             && let Some(health) = hysteresis.record(outcome, is_starting())
         {

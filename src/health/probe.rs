@@ -28,6 +28,7 @@ use super::hysteresis::Failure;
 use crate::{
     cluster::{Backlog, is_exhaustion},
     config::{Address, Check},
+    tls::{BackendTlsError, Connector},
 };
 
 /// How often the accept queue is looked at.
@@ -44,6 +45,8 @@ pub(super) struct Target {
     /// Of a listening socket that homescar holds, where a connection says nothing.
     pub backlog: Option<Backlog>,
     pub check: Check,
+    /// What encrypts the check, where the backend speaks TLS.
+    pub tls: Option<Arc<Connector>>,
     /// For the whole check.
     pub timeout: Duration,
 }
@@ -102,7 +105,7 @@ impl Target {
             Address::Probe { to, from } => self.attempt_tcp(*to, Some(*from), status).await,
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(not_connected)?;
-                self.converse(stream, "localhost", status).await
+                self.encrypt(stream, "localhost", status).await
             }
         }
     }
@@ -133,7 +136,22 @@ impl Target {
             }
             connected => connected.map_err(not_connected)?,
         };
-        self.converse(stream, &to.to_string(), status).await
+        self.encrypt(stream, &to.to_string(), status).await
+    }
+
+    async fn encrypt<S>(&self, stream: S, host: &str, status: &OnceLock<u16>) -> Result<(), Trouble>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(tls) = &self.tls else {
+            return self.converse(stream, host, status).await;
+        };
+        let connected = tls.connect(stream, &self.address).await;
+        let stream = connected.map_err(|error| match error {
+            BackendTlsError::Lost(_) | BackendTlsError::Timeout => silent(&error.to_string()),
+            error => wrong(&format!("TLS: {error}")),
+        })?;
+        self.converse(stream, host, status).await
     }
 
     async fn converse<S>(

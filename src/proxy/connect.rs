@@ -13,7 +13,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
@@ -26,6 +26,7 @@ use crate::{
     affinity::{AffinityKey, SlotId},
     cluster::{Cluster, Route, SlotStats, Snapshot, is_exhaustion},
     config::{Address, OnDown, ProxyVersion},
+    tls::{BackendTlsError, ClientStream},
 };
 
 /// Slots that are tried for one connection.
@@ -45,6 +46,10 @@ pub(super) enum Upstream {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
+    /// TLS over TCP.
+    Tls(ClientStream<TcpStream>),
+    /// TLS over a Unix socket.
+    TlsUnix(ClientStream<UnixStream>),
 }
 
 /// Calls the same method of whichever stream it is.
@@ -53,8 +58,19 @@ macro_rules! each {
         match $upstream {
             Upstream::Tcp($stream) => $call,
             Upstream::Unix($stream) => $call,
+            Upstream::Tls($stream) => $call,
+            Upstream::TlsUnix($stream) => $call,
         }
     };
+}
+
+impl Upstream {
+    const fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Tls(_) | Self::TlsUnix(_) => true,
+        }
+    }
 }
 
 impl AsyncRead for Upstream {
@@ -86,6 +102,9 @@ impl AsyncWrite for Upstream {
 }
 
 impl Side for Upstream {
+    // Some do, and to flush the others costs nothing.
+    const BUFFERS: bool = true;
+
     fn reset_on_close(&self) {
         each!(self, stream => stream.reset_on_close());
     }
@@ -199,14 +218,24 @@ impl<'a> Search<'a> {
                 is_reused,
             }
         };
+        let wants_tls = snapshot.config.tls.is_some();
         if self.may_reuse {
             let place = Place::new(Arc::clone(&entry.slot.stats), backend.generation);
-            if let Some(upstream) = place.take() {
+            if let Some(upstream) = place.take()
+                && upstream.is_encrypted() == wants_tls
+            {
                 return Ok(Some(connected(upstream, true, journey)));
             }
         }
-        let attempt = timeout(snapshot.config.connect_timeout, open(&backend.address)).await;
-        match attempt.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
+        let deadline = Instant::now() + snapshot.config.connect_timeout;
+        let attempt = timeout_at(deadline, open(&backend.address)).await;
+        let mut opened = attempt.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        if wants_tls && let Ok(plain) = opened {
+            let slot = &entry.slot.name;
+            let encrypted = encrypt(self.cluster, slot, plain, &backend.address, deadline);
+            opened = Box::pin(encrypted).await;
+        }
+        match opened {
             Ok(upstream) => Ok(Some(connected(upstream, false, journey))),
             // Ports are used up for each destination by itself: the next one may do.
             Err(error) if is_exhaustion(&error) && error.kind() != ErrorKind::AddrNotAvailable => {
@@ -291,6 +320,30 @@ async fn open(address: &Address) -> io::Result<Upstream> {
             }
         },
     }
+}
+
+/// Speaks TLS with a backend from now on; tells why it cannot.
+async fn encrypt(
+    cluster: &Cluster,
+    slot: &str,
+    plain: Upstream,
+    address: &Address,
+    deadline: Instant,
+) -> io::Result<Upstream> {
+    let connector = cluster.connector().ok_or(ErrorKind::NotConnected)?;
+    let handshake = async {
+        Ok(match plain {
+            Upstream::Tcp(stream) => Upstream::Tls(connector.connect(stream, address).await?),
+            Upstream::Unix(stream) => Upstream::TlsUnix(connector.connect(stream, address).await?),
+            encrypted @ (Upstream::Tls(_) | Upstream::TlsUnix(_)) => encrypted,
+        })
+    };
+    let done = timeout_at(deadline, handshake).await;
+    done.unwrap_or(Err(BackendTlsError::Timeout))
+        .map_err(|error| {
+            connector.complain(slot, address, &error);
+            io::Error::other(error)
+        })
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
-//! The life of one connection: admit → identify → connect → relay → record.
+//! The life of one connection: admit → identify → decrypt → connect → relay → record.
 
 use std::{
+    mem,
     net::SocketAddr,
     ops::{Deref, DerefMut},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{io::Interest, net::TcpStream};
+use tokio::{io::Interest, net::TcpStream, time::Instant};
 
 use super::{
     admit::Permit,
@@ -19,8 +20,15 @@ use super::{
     record::{CloseReason, ConnectionRecord},
     registry::Ticket,
     relay::{End, Preface, Side, relay},
+    secure::Downstream,
 };
-use crate::config::{Mode, ProxyVersion};
+use crate::{
+    config::{Mode, ProxyVersion},
+    tls::ServerStream,
+};
+
+/// HTTP/2 as both sides of a TLS connection agree on it (RFC 9113 §3.1).
+const HTTP2: &[u8] = b"h2";
 
 /// Serves a client from accept to record. Whatever ends it, also its own cancellation, the record
 /// is written once and both streams are closed.
@@ -32,10 +40,10 @@ pub(super) async fn serve(
     ticket: Ticket,
 ) {
     let mut record = ConnectionRecord::new(Arc::clone(listener.name()), peer);
-    let mut client = Open::new(client);
+    let client = Open::new(client);
     let settings = listener.settings();
     let result = match global {
-        Some(_) => admitted(&listener, &settings, &mut client, &mut record, &ticket).await,
+        Some(_) => admitted(&listener, &settings, client, &mut record, &ticket).await,
         None => Err(CloseReason::LimitGlobal),
     };
     record.reason = result.unwrap_or_else(|refused| refused);
@@ -45,7 +53,7 @@ pub(super) async fn serve(
 async fn admitted(
     listener: &Arc<Listener>,
     settings: &Arc<Settings>,
-    client: &mut Open<TcpStream>,
+    mut client: Open<TcpStream>,
     record: &mut ConnectionRecord,
     ticket: &Ticket,
 ) -> Result<CloseReason, CloseReason> {
@@ -60,7 +68,7 @@ async fn admitted(
     if config.accept_proxy {
         let peer = record.client();
         let header = Box::pin(identify::introduction(
-            client,
+            &mut client,
             peer,
             config,
             &listener.complaints,
@@ -85,23 +93,76 @@ async fn admitted(
         }
     };
 
+    if config.tls.is_none() {
+        return served(&mut client, early, listener, settings, record, ticket).await;
+    }
+    // Large, and none of those that are not encrypted shall pay for it.
+    Box::pin(async {
+        let mut client = decrypted(client, &mut early, settings).await?;
+        served(&mut client, early, listener, settings, record, ticket).await
+    })
+    .await
+}
+
+/// The client behind the TLS that it speaks; what came early of it has its place there.
+async fn decrypted(
+    client: Open<TcpStream>,
+    early: &mut Early,
+    settings: &Settings,
+) -> Result<Open<ServerStream>, CloseReason> {
+    let acceptor = settings.tls.as_ref().ok_or(CloseReason::NoResources)?;
+    let deadline = Instant::now() + settings.config.timeouts.header;
+    let bytes = mem::take(&mut early.bytes);
+    let stream = acceptor.handshake(client.into_inner(), &bytes, deadline);
+    Ok(Open::new(stream.await?))
+}
+
+/// Serves an identified, decrypted client as the listener's mode says.
+async fn served<D: Downstream>(
+    client: &mut Open<D>,
+    early: Early,
+    listener: &Arc<Listener>,
+    settings: &Arc<Settings>,
+    record: &mut ConnectionRecord,
+    ticket: &Ticket,
+) -> Result<CloseReason, CloseReason> {
+    let config = &settings.config;
     if config.mode == Mode::Http {
+        let secured = client.secured();
+        let certificate = secured.and_then(ServerStream::peer_certificate);
+        let is_http2 = secured.is_some_and(|stream| stream.alpn() == Some(HTTP2));
         let visitor = Arc::new(Visitor {
             listener: Arc::clone(listener),
             settings: Arc::clone(settings),
             client: record.client(),
-            local: early.destination.or_else(|| client.local_addr().ok()),
-            is_encrypted: false,
-            certificate: None,
+            local: early
+                .destination
+                .or_else(|| client.socket().local_addr().ok()),
+            is_encrypted: secured.is_some(),
+            certificate: certificate.map(Arc::from),
         });
-        let requests = http::serve(&visitor, &mut **client, early.bytes, false, ticket);
+        let requests = http::serve(&visitor, &mut **client, early.bytes, is_http2, ticket);
         record.requests = Box::pin(requests).await;
         client.is_orderly = true;
         return Ok(CloseReason::ClientClosed);
     }
+    let key = {
+        let snapshot = settings.cluster.load();
+        identify::key(record.client(), &snapshot.config.affinity)
+    };
+    let search = Search::new(&settings.cluster, key, listener.holds);
+    carried(client, early, search, config.timeouts.idle, record, ticket).await
+}
 
-    let key = identify::key(record.client(), affinity);
-    let mut search = Search::new(&settings.cluster, key, listener.holds);
+/// Carries an identified, decrypted client as bytes: to its slot and back until both are done.
+async fn carried<D: Downstream>(
+    client: &mut Open<D>,
+    early: Early,
+    mut search: Search<'_>,
+    idle: Option<Duration>,
+    record: &mut ConnectionRecord,
+    ticket: &Ticket,
+) -> Result<CloseReason, CloseReason> {
     loop {
         // A client that goes while it waits for a backend shall not be waited for.
         let Connected {
@@ -111,7 +172,7 @@ async fn admitted(
         } = tokio::select! {
             biased;
             connected = search.connect(&mut record.journey) => connected?,
-            _ = client.ready(Interest::ERROR) => return Err(CloseReason::ClientReset),
+            _ = client.socket().ready(Interest::ERROR) => return Err(CloseReason::ClientReset),
         };
         let home = record
             .journey
@@ -121,11 +182,12 @@ async fn admitted(
         if let Some(slot) = &home {
             ticket.goes_to(&slot.stats);
         }
-        let preface = early.preface(send_proxy, client, record);
-        let idle = config.timeouts.idle;
+        let preface = early.preface(send_proxy, client.socket(), record);
         let end = match upstream {
             Upstream::Tcp(stream) => carry(client, stream, preface, record, idle).await,
             Upstream::Unix(stream) => carry(client, stream, preface, record, idle).await,
+            Upstream::Tls(stream) => carry(client, stream, preface, record, idle).await,
+            Upstream::TlsUnix(stream) => carry(client, stream, preface, record, idle).await,
         };
         match home {
             // The worker ended with this connection still in its queue: the client knows nothing.
@@ -141,8 +203,8 @@ async fn admitted(
     }
 }
 
-async fn carry(
-    client: &mut Open<TcpStream>,
+async fn carry<D: Downstream>(
+    client: &mut Open<D>,
     upstream: impl Side,
     preface: Preface,
     record: &mut ConnectionRecord,
@@ -200,16 +262,24 @@ impl Early {
 /// take a stream that was cut for one that is complete.
 #[derive(Debug)]
 struct Open<S: Side> {
-    stream: S,
+    /// Always there until it is taken out by value.
+    stream: Option<S>,
     is_orderly: bool,
 }
+
+/// For the one case that cannot be.
+const TAKEN: &str = "a stream is taken out only with the last of its uses";
 
 impl<S: Side> Open<S> {
     const fn new(stream: S) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
             is_orderly: false,
         }
+    }
+
+    fn into_inner(mut self) -> S {
+        self.stream.take().expect(TAKEN)
     }
 }
 
@@ -217,20 +287,20 @@ impl<S: Side> Deref for Open<S> {
     type Target = S;
 
     fn deref(&self) -> &S {
-        &self.stream
+        self.stream.as_ref().expect(TAKEN)
     }
 }
 
 impl<S: Side> DerefMut for Open<S> {
     fn deref_mut(&mut self) -> &mut S {
-        &mut self.stream
+        self.stream.as_mut().expect(TAKEN)
     }
 }
 
 impl<S: Side> Drop for Open<S> {
     fn drop(&mut self) {
-        if !self.is_orderly {
-            self.stream.reset_on_close();
+        if let (Some(stream), false) = (&self.stream, self.is_orderly) {
+            stream.reset_on_close();
         }
     }
 }

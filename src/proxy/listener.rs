@@ -8,7 +8,7 @@ use super::{
     admit::{Clients, Gauge},
     identify::Complaints,
 };
-use crate::{cluster::Cluster, config};
+use crate::{cluster::Cluster, config, tls::Acceptor};
 
 /// A front door: what its connections share. The addresses that lead to it are
 /// [`Door`](super::Door)s.
@@ -32,6 +32,8 @@ pub struct Settings {
     pub cluster: Cluster,
     /// The clusters of its routes, in their order.
     pub routed: Vec<Cluster>,
+    /// What encrypts its connections, where `config.tls` says so.
+    pub tls: Option<Arc<Acceptor>>,
 }
 
 impl Settings {

@@ -1,9 +1,9 @@
 //! The data plane: the life of a connection, in the order it is lived.
 //!
 //! `plane` has the threads and `bind` the sockets; `door` accepts for a `listener`; `admit` counts.
-//! `connection` reads from the top to the bottom what happens next: `identify` the client,
-//! `connect` to its slot, `relay`, `record`. It uses `cluster`, `affinity` and `config`, and never
-//! waits for the control plane but where a client is held for its slot, with a deadline.
+//! `connection` reads from the top to the bottom what happens next: `identify` the client, decrypt
+//! it (`secure`), `connect` to its slot, `relay`, `record`. It uses `cluster`, `affinity`, `tls`
+//! and `config`, and never waits for the control plane but where a client is held for its slot, with a deadline.
 
 mod admit;
 mod bind;
@@ -18,6 +18,7 @@ pub mod proxy_protocol;
 mod record;
 mod registry;
 mod relay;
+mod secure;
 
 pub use bind::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes};
 pub use door::Door;

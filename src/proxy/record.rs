@@ -9,7 +9,10 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::cluster::{Skip, Slot};
+use crate::{
+    cluster::{Skip, Slot},
+    tls::HandshakeError,
+};
 
 /// Bytes carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +51,13 @@ pub enum CloseReason {
     /// The PROXY header is malformed; the label of [`ProxyError`](super::proxy_protocol::ProxyError)
     /// says how.
     HeaderBad(&'static str),
+    /// The TLS handshake was not done within the header timeout.
+    TlsTimeout,
+    /// The TLS handshake failed; the label of [`HandshakeError`](crate::tls::HandshakeError) says
+    /// how.
+    TlsHandshake(&'static str),
+    /// More TLS handshakes at one time than homescar does.
+    TlsOverload,
     /// The client's slot is down and `on_down` says to reject.
     SlotDown,
     /// No slot takes clients.
@@ -56,6 +66,16 @@ pub enum CloseReason {
     ConnectFailed,
     /// This machine has no descriptor, memory or port left to connect with.
     NoResources,
+}
+
+impl From<HandshakeError> for CloseReason {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::Timeout => Self::TlsTimeout,
+            HandshakeError::Overload => Self::TlsOverload,
+            failed => Self::TlsHandshake(failed.as_label()),
+        }
+    }
 }
 
 impl CloseReason {
@@ -73,6 +93,9 @@ impl CloseReason {
             Self::HeaderTimeout => "header_timeout",
             Self::HeaderUntrusted => "header_untrusted",
             Self::HeaderBad(_) => "header_bad",
+            Self::TlsTimeout => "tls_timeout",
+            Self::TlsHandshake(_) => "tls_handshake",
+            Self::TlsOverload => "tls_overload",
             Self::SlotDown => "slot_down",
             Self::NoBackend => "no_backend",
             Self::ConnectFailed => "connect_failed",
@@ -84,7 +107,7 @@ impl CloseReason {
     #[must_use]
     pub const fn detail(self) -> Option<&'static str> {
         match self {
-            Self::HeaderBad(label) => Some(label),
+            Self::HeaderBad(label) | Self::TlsHandshake(label) => Some(label),
             _ => None,
         }
     }
@@ -93,9 +116,12 @@ impl CloseReason {
     #[must_use]
     pub const fn by(self) -> &'static str {
         match self {
-            Self::ClientClosed | Self::ClientReset | Self::HeaderTimeout | Self::HeaderBad(_) => {
-                "client"
-            }
+            Self::ClientClosed
+            | Self::ClientReset
+            | Self::HeaderTimeout
+            | Self::HeaderBad(_)
+            | Self::TlsTimeout
+            | Self::TlsHandshake(_) => "client",
             Self::BackendClosed | Self::BackendReset | Self::ConnectFailed => "backend",
             Self::IdleTimeout
             | Self::Cut
@@ -103,6 +129,7 @@ impl CloseReason {
             | Self::LimitListener
             | Self::LimitClient
             | Self::HeaderUntrusted
+            | Self::TlsOverload
             | Self::SlotDown
             | Self::NoBackend
             | Self::NoResources => "proxy",

@@ -7,14 +7,15 @@ use std::{
 };
 
 /// Which rooms a room may use, as printed in `src/lib.rs`.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("affinity", &[]),
     ("config", &[]),
     ("log", &["config"]),
-    ("cluster", &["affinity", "config"]),
-    ("health", &["cluster", "config"]),
+    ("tls", &["config"]),
+    ("cluster", &["affinity", "config", "tls"]),
+    ("health", &["cluster", "config", "tls"]),
     ("supervisor", &["cluster", "config"]),
-    ("proxy", &["affinity", "cluster", "config"]),
+    ("proxy", &["affinity", "cluster", "config", "tls"]),
     ("direct", &["affinity", "cluster", "config", "proxy"]),
     ("demo", &[]),
     (
@@ -27,6 +28,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
             "log",
             "proxy",
             "supervisor",
+            "tls",
         ],
     ),
 ];

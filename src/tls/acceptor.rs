@@ -1,0 +1,102 @@
+//! TLS of a listener.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::{ServerConfig, server::Accepted};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::server::StartHandshake;
+
+use super::{
+    handshake::{self, HandshakeError},
+    material::{ServerMaterial, Trust},
+    pool::Pool,
+    stream::ServerStream,
+};
+
+/// Encrypts the connections of a listener. Its certificates can be replaced at any time; a
+/// handshake goes on with those that it began with.
+#[derive(Debug)]
+pub struct Acceptor {
+    current: ArcSwap<Current>,
+    pool: Arc<Pool>,
+}
+
+#[derive(Debug)]
+struct Current {
+    /// Its session tickets have keys that rotate every six hours.
+    config: Arc<ServerConfig>,
+    /// What clients are verified by.
+    trust: Trust,
+}
+
+impl Acceptor {
+    /// An acceptor whose handshakes run in this pool.
+    #[must_use]
+    pub fn new(material: &ServerMaterial, pool: Arc<Pool>) -> Self {
+        let current = Current {
+            config: Arc::new(material.config.clone()),
+            trust: material.trust.clone(),
+        };
+        Self {
+            current: ArcSwap::from_pointee(current),
+            pool,
+        }
+    }
+
+    /// Changes what new handshakes are done with. Session tickets stay good, so that a reload
+    /// brings no storm of full handshakes; but not when clients are verified by something else
+    /// now, as a client that resumes its session is not verified again.
+    pub fn replace(&self, material: &ServerMaterial) {
+        let old = self.current.load();
+        let mut config = material.config.clone();
+        if old.trust == material.trust {
+            config.ticketer = Arc::clone(&old.config.ticketer);
+        }
+        self.current.store(Arc::new(Current {
+            config: Arc::new(config),
+            trust: material.trust.clone(),
+        }));
+    }
+
+    /// Encrypts a connection, by a deadline. `early` is what was read from it before (behind a
+    /// PROXY header). To drop the future ends the handshake.
+    ///
+    /// # Errors
+    /// Why there is no encrypted stream; the connection is closed then.
+    pub async fn handshake(
+        &self,
+        stream: TcpStream,
+        early: &[u8],
+        deadline: Instant,
+    ) -> Result<ServerStream, HandshakeError> {
+        let whole = async {
+            let mut stream = stream;
+            let hello = handshake::hello(&mut stream, early).await?;
+            self.finish(hello, stream).await
+        };
+        let done = timeout_at(deadline, whole).await;
+        done.unwrap_or(Err(HandshakeError::Timeout))
+    }
+
+    async fn finish(
+        &self,
+        hello: Accepted,
+        stream: TcpStream,
+    ) -> Result<ServerStream, HandshakeError> {
+        let permit = self.pool.enter().ok_or(HandshakeError::Overload)?;
+        let config = Arc::clone(&self.current.load().config);
+        let handshake = async move {
+            let _permit = permit;
+            // The costly part is in the first poll, so nothing of it may happen before.
+            let start = StartHandshake::from_parts(hello, stream);
+            start.into_stream(config).await
+        };
+        // The pool ends with the program, and a panic has told about itself.
+        let done = self.pool.run(handshake).await.ok_or(HandshakeError::Gone)?;
+        Ok(ServerStream::new(done?))
+    }
+}

@@ -1,0 +1,143 @@
+//! TLS of a cluster, to its backends.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use rustls::{CertificateError, Error, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+use tokio_rustls::TlsConnector;
+use tracing::warn;
+
+use super::{material::ClientMaterial, stream::ClientStream};
+use crate::config::Address;
+
+/// Between two tellings of backends that could not be verified.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+
+/// Encrypts connections to the backends of a cluster, and verifies who they are. Sessions are
+/// resumed, so that of the many connections to a backend only the first costs a full handshake.
+#[derive(Debug)]
+pub struct Connector {
+    material: ArcSwap<ClientMaterial>,
+    complaints: Mutex<(u64, Option<Instant>)>,
+}
+
+/// Why there is no encrypted connection to a backend.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendTlsError {
+    /// It is another, or nobody that we know vouches for it.
+    #[error("{}", explain(.0))]
+    Certificate(CertificateError),
+    /// One side refused the other, or what came is no TLS.
+    #[error("{0}")]
+    Refused(Error),
+    /// The connection ended.
+    #[error("the connection was lost in the handshake: {0}")]
+    Lost(io::Error),
+    /// It took longer than a connection to the backend may.
+    #[error("the handshake was not done in time; does it speak TLS?")]
+    Timeout,
+    /// A Unix socket has no address that a certificate could be for.
+    #[error("there is no name to verify at a Unix socket; set `name`")]
+    NoName,
+}
+
+impl Connector {
+    /// A connector with this material.
+    #[must_use]
+    pub fn new(material: &ClientMaterial) -> Self {
+        Self {
+            material: ArcSwap::from_pointee(material.clone()),
+            complaints: Mutex::default(),
+        }
+    }
+
+    /// Changes what new connections are made with.
+    pub fn replace(&self, material: &ClientMaterial) {
+        self.material.store(Arc::new(material.clone()));
+    }
+
+    /// Encrypts a connection to the backend at an address. It waits as long as it takes.
+    ///
+    /// # Errors
+    /// Why the backend is not believed, or did not answer.
+    pub async fn connect<S>(
+        &self,
+        stream: S,
+        address: &Address,
+    ) -> Result<ClientStream<S>, BackendTlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let material = self.material.load_full();
+        let name = match (&material.name, address) {
+            (Some(name), _) => name.clone(),
+            (None, Address::Tcp(at) | Address::Probe { to: at, .. }) => name_of(*at),
+            (None, Address::Unix(_)) => return Err(BackendTlsError::NoName),
+        };
+        let connector = TlsConnector::from(Arc::clone(&material.config));
+        let connected = connector.connect(name, stream).await;
+        let stream = connected.map_err(|error| match error.downcast::<Error>() {
+            Ok(Error::InvalidCertificate(why)) => BackendTlsError::Certificate(why),
+            Ok(error) => BackendTlsError::Refused(error),
+            Err(error) => BackendTlsError::Lost(error),
+        })?;
+        Ok(ClientStream::new(stream))
+    }
+
+    /// Counts a failure; tells it unless one was told within the last second.
+    pub fn complain(&self, slot: &str, address: &Address, what: &BackendTlsError) {
+        let mut told = self
+            .complaints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (count, last) = &mut *told;
+        *count += 1;
+        if last.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
+            *last = Some(Instant::now());
+            warn!(slot, %address, "no TLS with a backend, {count} failures so far; this one: {what}");
+        }
+    }
+}
+
+fn name_of(address: SocketAddr) -> ServerName<'static> {
+    ServerName::IpAddress(address.ip().to_canonical().into())
+}
+
+/// What a certificate lacks, and what to do.
+fn explain(why: &CertificateError) -> impl fmt::Display {
+    match why {
+        CertificateError::UnknownIssuer => "its certificate is from an authority that is not \
+                                            believed; name that authority in `ca`"
+            .to_owned(),
+        CertificateError::NotValidForName => {
+            "its certificate is for another name; name it in `name`".to_owned()
+        }
+        CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        } => {
+            let expected = expected.to_str();
+            let presented = match presented.as_slice() {
+                [] => "no name".to_owned(),
+                names => names.join(", "),
+            };
+            format!("its certificate is for {presented}, not for {expected}; see `name`")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired; renew it".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; is the clock of this machine right?".to_owned()
+        }
+        why => format!("its certificate is not good: {why}"),
+    }
+}

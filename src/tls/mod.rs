@@ -1,0 +1,41 @@
+//! TLS with the clients and with the backends: certificates, handshakes, encrypted streams.
+//!
+//! An [`Acceptor`] is a listener's, a [`Connector`] a cluster's. Each is made from what was read
+//! and verified before ([`ServerMaterial`], [`ClientMaterial`]), and takes another one while
+//! connections go on: those that are open keep what they began with. Handshakes with clients, which
+//! cost a hundred times what relaying does, run on a [`Pool`] beside the data plane. [`Watch`] tells
+//! when files have changed. Nothing here knows what an encrypted stream is for.
+
+mod acceptor;
+mod connector;
+mod handshake;
+mod identity;
+mod material;
+mod pem;
+mod pool;
+mod stream;
+mod watch;
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+pub use acceptor::Acceptor;
+pub use connector::{BackendTlsError, Connector};
+pub use handshake::HandshakeError;
+pub use identity::{Identity, Validity};
+pub use material::{ClientMaterial, ServerMaterial};
+pub use pem::LoadError;
+pub use pool::Pool;
+pub use stream::{ClientStream, ServerStream};
+pub use watch::{Fingerprint, Watch};
+
+/// The cryptography of all TLS here, named where it is used: there is no default of the process
+/// that another crate could change. All its suites have forward secrecy and authenticated
+/// encryption.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+    LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::clone(&PROVIDER)
+}

@@ -1,0 +1,150 @@
+//! Encrypted streams.
+//!
+//! A peer that ends its stream without saying so in TLS (close_notify, RFC 8446 §6.1) has ended it
+//! in order, as for HAProxy and nginx: too many programs just close. Whoever could forge that end
+//! could as well cut the connection; protocols that must know carry their lengths.
+
+use std::{
+    io::{self, ErrorKind, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{client, server};
+
+/// An encrypted connection with a client.
+#[derive(Debug)]
+pub struct ServerStream(Box<server::TlsStream<TcpStream>>);
+
+/// An encrypted connection with a backend.
+#[derive(Debug)]
+pub struct ClientStream<S>(Box<client::TlsStream<S>>);
+
+impl ServerStream {
+    pub(super) fn new(stream: server::TlsStream<TcpStream>) -> Self {
+        Self(Box::new(stream))
+    }
+
+    /// The protocol that both sides agreed on (RFC 7301), when they spoke of it.
+    #[must_use]
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.0.get_ref().1.alpn_protocol()
+    }
+
+    /// The client's own certificate (DER), verified, when it was asked for and has one.
+    #[must_use]
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        let chain = self.0.get_ref().1.peer_certificates()?;
+        chain.first().map(AsRef::as_ref)
+    }
+
+    /// The connection that carries it.
+    #[must_use]
+    pub fn get_ref(&self) -> &TcpStream {
+        self.0.get_ref().0
+    }
+}
+
+impl<S> ClientStream<S> {
+    pub(super) fn new(stream: client::TlsStream<S>) -> Self {
+        Self(Box::new(stream))
+    }
+
+    /// The connection that carries it.
+    #[must_use]
+    pub fn get_ref(&self) -> &S {
+        self.0.get_ref().0
+    }
+}
+
+impl AsyncRead for ServerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        orderly(Pin::new(&mut *self.0).poll_read(cx, buffer))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        orderly(Pin::new(&mut *self.0).poll_read(cx, buffer))
+    }
+}
+
+/// The end of the connection is the end of the stream.
+fn orderly(read: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+    match read {
+        Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+        read => read,
+    }
+}
+
+impl AsyncWrite for ServerStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(cx)
+    }
+}
