@@ -84,13 +84,13 @@ pub(super) struct Staged(BTreeMap<Owner, (Read, Fingerprint)>);
 /// What the files held.
 #[derive(Debug)]
 enum Read {
-    Server(Arc<Tls>, ServerMaterial),
+    Server(Arc<Tls>, Box<ServerMaterial>),
     Client(Arc<BackendTls>, ClientMaterial),
 }
 
 impl Read {
     fn server(tls: &Arc<Tls>) -> Result<Self, Vec<LoadError>> {
-        let material = ServerMaterial::load(tls)?;
+        let material = Box::new(ServerMaterial::load(tls)?);
         Ok(Self::Server(Arc::clone(tls), material))
     }
 

@@ -228,11 +228,12 @@ impl<'a> Search<'a> {
             }
         }
         let deadline = Instant::now() + snapshot.config.connect_timeout;
-        let attempt = timeout_at(deadline, open(&backend.address)).await;
-        let mut opened = attempt.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
-        if wants_tls && let Ok(plain) = opened {
-            let slot = &entry.slot.name;
-            let encrypted = encrypt(self.cluster, slot, plain, &backend.address, deadline);
+        let mut opened = timeout_at(deadline, open(&backend.address))
+            .await
+            .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        if wants_tls {
+            let (slot, address) = (&entry.slot.name, &backend.address);
+            let encrypted = encrypt(self.cluster, slot, opened, address, deadline);
             opened = Box::pin(encrypted).await;
         }
         match opened {
@@ -326,10 +327,11 @@ async fn open(address: &Address) -> io::Result<Upstream> {
 async fn encrypt(
     cluster: &Cluster,
     slot: &str,
-    plain: Upstream,
+    plain: io::Result<Upstream>,
     address: &Address,
     deadline: Instant,
 ) -> io::Result<Upstream> {
+    let plain = plain?;
     let connector = cluster.connector().ok_or(ErrorKind::NotConnected)?;
     let handshake = async {
         Ok(match plain {
