@@ -1,11 +1,16 @@
 //! The whole effective configuration as a file that means the same.
 
-use std::fmt::{self, Display, Write};
+mod http;
+
+use std::{
+    fmt::{self, Display, Write},
+    time::Duration,
+};
 
 use super::{
-    Address, Check, Cluster, Config, Key, Listener, Mode, Source, StaticBackend, Workers, address,
+    Address, Check, Cluster, Config, Listener, Mode, Source, StaticBackend, Workers, address,
     value::{duration_of, key, quoted},
-    word::{self, KeyKind},
+    word,
 };
 
 impl Config {
@@ -47,20 +52,15 @@ fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {
     }
     writeln!(out, "accept_proxy = {}", listener.accept_proxy)?;
     writeln!(out, "trusted = {}", list(&listener.trusted))?;
-    let limits = listener.limits;
-    writeln!(
-        out,
-        "limits = {{ connections = {}, per_client = {} }}",
-        or_off(limits.connections),
-        or_off(limits.per_client)
-    )?;
-    let timeouts = listener.timeouts;
-    writeln!(
-        out,
-        "timeouts = {{ header = \"{}\", idle = \"{}\" }}",
-        duration_of(timeouts.header),
-        timeouts.idle.map_or_else(|| "off".to_owned(), duration_of)
-    )
+    http::write_limits(out, listener)?;
+    http::write_timeouts(out, listener)?;
+    if let Some(tls) = &listener.tls {
+        http::write_tls(out, tls)?;
+    }
+    listener
+        .routes
+        .iter()
+        .try_for_each(|route| http::write_route(out, &listener.name, route))
 }
 
 fn write_cluster(out: &mut String, cluster: &Cluster) -> fmt::Result {
@@ -73,20 +73,7 @@ fn write_cluster(out: &mut String, cluster: &Cluster) -> fmt::Result {
         }
         writeln!(out, "]")?;
     }
-    let seed = cluster.affinity.seed;
-    let affinity = &cluster.affinity;
-    let kind = word::word_of(KeyKind::from(&affinity.key));
-    let prefixes = match affinity.key {
-        Key::None => String::new(),
-        _ => format!(
-            ", prefix_v4 = {}, prefix_v6 = {}",
-            affinity.prefix_v4, affinity.prefix_v6
-        ),
-    };
-    writeln!(
-        out,
-        "affinity = {{ key = \"{kind}\"{prefixes}, seed = {seed} }}"
-    )?;
+    http::write_affinity(out, &cluster.affinity)?;
     writeln!(out, "on_down = \"{}\"", cluster.on_down)?;
     writeln!(
         out,
@@ -94,10 +81,16 @@ fn write_cluster(out: &mut String, cluster: &Cluster) -> fmt::Result {
         word::word_of(cluster.send_proxy)
     )?;
     write_health(out, cluster)?;
-    let drain = duration_of(cluster.drain.timeout);
-    writeln!(out, "drain = {{ timeout = \"{drain}\" }}")?;
+    http::write_drain(out, &cluster.drain)?;
     let connect = duration_of(cluster.connect_timeout);
-    writeln!(out, "timeouts = {{ connect = \"{connect}\" }}")?;
+    let response = duration_or_off(cluster.response_timeout);
+    writeln!(
+        out,
+        "timeouts = {{ connect = \"{connect}\", response = \"{response}\" }}"
+    )?;
+    if let Some(tls) = &cluster.tls {
+        http::write_backend_tls(out, tls)?;
+    }
     match &cluster.source {
         Source::Static(_) => Ok(()),
         Source::Workers(workers) => write_workers(out, &table, workers),
@@ -184,4 +177,8 @@ fn list(items: &[impl Display]) -> String {
 
 fn or_off(limit: Option<impl Display>) -> String {
     limit.map_or_else(|| "\"off\"".to_owned(), |limit| limit.to_string())
+}
+
+fn duration_or_off(value: Option<Duration>) -> String {
+    value.map_or_else(|| "off".to_owned(), duration_of)
 }

@@ -251,6 +251,25 @@ impl<'a> Item<'a> {
         valid
     }
 
+    /// A number of bytes in a range: `"32KiB"`, or a whole number.
+    pub(super) fn bytes(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let Some(text) = self.as_text() else {
+            return self.integer(range);
+        };
+        let bytes = self.parsed(value::bytes)?;
+        if !range.contains(&bytes) {
+            let (least, most) = (range.start(), range.end());
+            let typed = value::quoted(text);
+            self.fault(format!(
+                "must be between {} and {}, is {typed}",
+                value::bytes_of(*least),
+                value::bytes_of(*most)
+            ));
+            return None;
+        }
+        Some(bytes)
+    }
+
     /// A length of time.
     pub(super) fn duration(&self) -> Option<Duration> {
         if let DeValue::Integer(_) | DeValue::Float(_) = self.value {
@@ -301,6 +320,21 @@ impl<'a> Item<'a> {
         let table = self.table()?;
         let path = self.path.clone();
         Some(Section::opened(self.ledger, path, self.at, table, keys))
+    }
+
+    /// The value of a key of this table, if both are what they should be. Of a table that is read
+    /// elsewhere; nothing is written down.
+    pub(super) fn inner(&self, key: &str) -> Option<Self> {
+        let DeValue::Table(table) = self.value else {
+            return None;
+        };
+        let value = table.get(key)?;
+        Some(Self {
+            ledger: self.ledger,
+            path: format!("{}.{key}", self.path),
+            at: value.span().start,
+            value: value.get_ref(),
+        })
     }
 
     /// A table whose keys the user chose, in the order of the file.

@@ -97,8 +97,7 @@ pub(super) static ROOT: Keys = Keys {
 pub(super) static GLOBAL_LIMITS: Keys = Keys::new(&["connections"]);
 
 pub(super) static LISTENER: Keys = Keys {
-    later: &["tls", "route"],
-    inner: &[("limits", &LIMITS), ("timeouts", &TIMEOUTS)],
+    inner: &[("limits", &LIMITS), ("timeouts", &TIMEOUTS), ("tls", &TLS)],
     named: true,
     ..Keys::new(&[
         "bind",
@@ -108,27 +107,50 @@ pub(super) static LISTENER: Keys = Keys {
         "cluster",
         "accept_proxy",
         "trusted",
+        "tls",
+        "route",
         "limits",
         "timeouts",
     ])
 };
 
+pub(super) static TLS: Keys = Keys::new(&[
+    "cert",
+    "key",
+    "certs",
+    "client_ca",
+    "client_optional",
+    "min_version",
+    "alpn",
+]);
+
+pub(super) static CERT_PAIR: Keys = Keys::new(&["cert", "key"]);
+
+pub(super) static ROUTE: Keys = Keys::new(&["host", "path", "cluster"]);
+
 pub(super) static LIMITS: Keys = Keys {
     later: &["rate_per_client"],
-    ..Keys::new(&["connections", "per_client"])
+    ..Keys::new(&[
+        "connections",
+        "per_client",
+        "head_bytes",
+        "headers",
+        "target_bytes",
+        "body_bytes",
+        "streams",
+    ])
 };
 
-pub(super) static TIMEOUTS: Keys = Keys {
-    later: &["keepalive"],
-    ..Keys::new(&["header", "idle"])
-};
+pub(super) static TIMEOUTS: Keys = Keys::new(&["header", "body", "keepalive", "idle"]);
 
 pub(super) static CLUSTER: Keys = Keys {
-    later: &["discover", "max_load", "tls"],
+    later: &["discover", "max_load"],
     inner: &[
         ("workers", &WORKERS),
         ("affinity", &AFFINITY),
         ("health", &HEALTH),
+        ("drain", &DRAIN),
+        ("tls", &BACKEND_TLS),
         ("timeouts", &CLUSTER_TIMEOUTS),
     ],
     named: true,
@@ -138,6 +160,7 @@ pub(super) static CLUSTER: Keys = Keys {
         "affinity",
         "on_down",
         "send_proxy",
+        "tls",
         "health",
         "drain",
         "timeouts",
@@ -162,20 +185,30 @@ pub(super) static WORKERS: Keys = Keys {
     ])
 };
 
-pub(super) static AFFINITY: Keys = Keys::new(&["key", "prefix_v4", "prefix_v6", "seed"]);
-
-pub(super) static HEALTH: Keys = Keys {
-    later: &["ws"],
-    ..Keys::new(&[
-        "tcp", "http", "expect", "interval", "timeout", "rise", "fall",
-    ])
+pub(super) static AFFINITY: Keys = Keys {
+    inner: &[("cookie", &COOKIE)],
+    ..Keys::new(&["key", "prefix_v4", "prefix_v6", "seed", "cookie"])
 };
 
-pub(super) static DRAIN: Keys = Keys {
-    later: &["spread"],
-    ..Keys::new(&["timeout"])
-};
+pub(super) static COOKIE: Keys = Keys::new(&[
+    "name",
+    "path",
+    "domain",
+    "secure",
+    "http_only",
+    "same_site",
+    "ttl",
+    "secrets",
+]);
 
-pub(super) static CLUSTER_TIMEOUTS: Keys = Keys::new(&["connect"]);
+pub(super) static BACKEND_TLS: Keys = Keys::new(&["ca", "name", "cert", "key"]);
+
+pub(super) static HEALTH: Keys = Keys::new(&[
+    "tcp", "http", "ws", "expect", "interval", "timeout", "rise", "fall",
+]);
+
+pub(super) static DRAIN: Keys = Keys::new(&["timeout", "spread", "close", "reason"]);
+
+pub(super) static CLUSTER_TIMEOUTS: Keys = Keys::new(&["connect", "response"]);
 
 pub(super) static LOG: Keys = Keys::new(&["format", "level"]);

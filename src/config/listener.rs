@@ -205,3 +205,53 @@ impl Route {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(host: &str, path: &str) -> Route {
+        Route {
+            host: (!host.is_empty()).then(|| host.into()),
+            path: path.into(),
+            cluster: "app".into(),
+        }
+    }
+
+    #[test]
+    fn routes_fit_by_whole_names_and_segments() {
+        for (wanted, host, target, fits) in [
+            (route("a.org", "/"), "A.ORG:8080", "/x", true),
+            (route("a.org", "/"), "a.org.", "*", false),
+            (route("a.org", "/"), "b.a.org", "/", false),
+            (route("*.a.org", "/"), "b.A.org", "/", true),
+            (route("*.a.org", "/"), ".a.org", "/", false),
+            (route("*.a.org", "/"), "a.org", "/", false),
+            (route("[::1]", "/"), "[::1]:80", "/", true),
+            (route("", "/api"), "x", "/api?y", true),
+            (route("", "/api"), "x", "/api/", true),
+            (route("", "/api/"), "x", "/api", true),
+            (route("", "/api"), "x", "/apis", false),
+            (route("", "/"), "", "/", true),
+        ] {
+            assert_eq!(
+                wanted.fits(host, target),
+                fits,
+                "{wanted:?} {host} {target}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_most_exact_route_is_meant() {
+        let order = [
+            route("", "/a"),
+            route("", "/a/b"),
+            route("*.a.org", "/"),
+            route("*.b.a.org", "/"),
+            route("c.b.a.org", "/"),
+            route("c.b.a.org", "/a"),
+        ];
+        assert!(order.is_sorted_by_key(Route::rank));
+    }
+}

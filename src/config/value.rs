@@ -81,6 +81,42 @@ pub(super) fn duration_of(value: Duration) -> String {
     text
 }
 
+/// Units of bytes, the largest first; `KB` and its kin are decimal (IEC 80000-13).
+const BYTE_UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("KB", 1000),
+    ("B", 1),
+];
+
+/// `32KiB`, `10MB`, `512B`.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let unit = BYTE_UNITS.iter().find(|(unit, _)| text.ends_with(unit));
+    let parsed = unit.and_then(|(unit, size)| {
+        let number = text.strip_suffix(unit)?.trim_end().parse::<u64>().ok()?;
+        number.checked_mul(*size)
+    });
+    parsed.ok_or_else(|| {
+        let typed = quoted(text);
+        format!("{typed} is not a number of bytes; write one as in \"32KiB\", \"10MB\" or 4096")
+    })
+}
+
+/// A number of bytes as [`bytes`] reads it, exactly.
+pub(super) fn bytes_of(value: u64) -> String {
+    let binary = BYTE_UNITS
+        .iter()
+        .filter(|(unit, _)| unit.contains('i') || *unit == "B");
+    let mut fitting = binary.filter(|(_, size)| value > 0 && value.is_multiple_of(*size));
+    fitting.next().map_or_else(
+        || "0B".to_owned(),
+        |(unit, size)| format!("{}{unit}", value / size),
+    )
+}
+
 /// `hold 2s`, `next` or `reject`.
 pub(super) fn on_down(text: &str) -> Result<OnDown, String> {
     match text.split_once(' ').unwrap_or((text, "")) {
@@ -148,6 +184,12 @@ mod tests {
         }
 
         #[test]
+        fn bytes_survive_the_way_back(number in any::<u64>(), shift in 0..64u32) {
+            let value = number >> shift;
+            prop_assert_eq!(bytes(&bytes_of(value)), Ok(value));
+        }
+
+        #[test]
         fn text_and_keys_survive_the_way_back(text in any::<String>(), name in any::<String>()) {
             let toml = format!("{} = {}", key(&name), quoted(&text));
             let table: toml::Table = toml.parse().unwrap();
@@ -156,7 +198,7 @@ mod tests {
 
         #[test]
         fn nothing_that_is_typed_makes_a_panic(text in any::<String>()) {
-            let _ = (duration(&text), name(&text), on_down(&text));
+            let _ = (duration(&text), bytes(&text), name(&text), on_down(&text));
         }
     }
 }

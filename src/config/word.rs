@@ -3,7 +3,8 @@
 use std::str::FromStr;
 
 use super::{
-    Contract, Key, LogFormat, LogLevel, Mode, ProxyVersion, ReadyBy, keys::closest, value::quoted,
+    Contract, LogFormat, LogLevel, Mode, ProxyVersion, ReadyBy, SameSite, TlsVersion,
+    keys::closest, value::quoted,
 };
 
 /// A type with a word for each of its values.
@@ -64,26 +65,16 @@ impl Word for Mode {
     ];
 }
 
-/// What `affinity.key` says, before the prefixes are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyKind {
-    Address,
-    None,
+impl Word for SameSite {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("lax", Self::Lax),
+        ("strict", Self::Strict),
+        ("none", Self::None),
+    ];
 }
 
-impl Word for KeyKind {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("address", Self::Address), ("none", Self::None)];
-    const LATER: &'static [&'static str] = &["cookie", "header:", "query:", "header", "query"];
-}
-
-impl From<&Key> for KeyKind {
-    fn from(key: &Key) -> Self {
-        match key {
-            Key::None => Self::None,
-            _ => Self::Address,
-        }
-    }
+impl Word for TlsVersion {
+    const WORDS: &'static [(&'static str, Self)] = &[("1.2", Self::V12), ("1.3", Self::V13)];
 }
 
 impl Word for Contract {

@@ -140,8 +140,8 @@ affinity = { key = "address", prefix_v4 = 32, prefix_v6 = 64, seed = 0 }
 on_down = "hold 2s"
 send_proxy = "off"
 health = { tcp = true, interval = "1s", timeout = "500ms", rise = 2, fall = 3 }
-drain = { timeout = "30s" }
-timeouts = { connect = "2s" }
+drain = { timeout = "30s", spread = "10s", close = 1012, reason = "" }
+timeouts = { connect = "2s", response = "1m" }
 
 [cluster.app.workers]
 command = ["node", "server.js"]

@@ -1,13 +1,12 @@
 //! `[cluster.NAME]`: where the slots come from, and how clients are brought to them.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 
 use super::Context;
 use crate::config::{
-    Affinity, Check, Cluster, Drain, Health, Key, Source, StaticBackend, address, defaults,
+    Check, Cluster, Drain, Health, Source, StaticBackend, address, defaults,
     file::{Entry, Item, Section},
     keys, value,
-    word::KeyKind,
 };
 
 /// How much larger than the lightest the heaviest backend may be.
@@ -32,15 +31,24 @@ impl Context<'_> {
         let send_proxy = send_proxy.and_then(|item| item.word());
         let timeouts = section.get("timeouts");
         let timeouts = timeouts.and_then(|item| item.section(&keys::CLUSTER_TIMEOUTS));
-        let connect = timeouts.and_then(|timeouts| timeouts.get("connect"));
+        let connect = timeouts
+            .as_ref()
+            .and_then(|timeouts| timeouts.get("connect"));
         let connect = connect.and_then(|item| item.duration());
+        let response = timeouts
+            .as_ref()
+            .and_then(|timeouts| timeouts.get("response"));
+        let response = response.and_then(|item| item.unless_off(Item::duration));
+        let tls = section.get("tls");
         Some(Cluster {
-            affinity: affinity(&section),
+            affinity: self.affinity(&section),
             on_down: on_down.unwrap_or(default.on_down),
             send_proxy: send_proxy.unwrap_or(default.send_proxy),
             health,
             drain: drain(&section),
             connect_timeout: connect.unwrap_or(default.connect_timeout),
+            response_timeout: response.unwrap_or(default.response_timeout),
+            tls: tls.and_then(|item| self.backend_tls(&item)).map(Arc::new),
             ..default
         })
     }
@@ -131,35 +139,6 @@ fn non_zero(item: &Item<'_>, most: u64) -> Option<NonZeroU32> {
     NonZeroU32::new(number)
 }
 
-fn affinity(section: &Section<'_>) -> Affinity {
-    let default = Affinity::default();
-    let affinity = section.get("affinity");
-    let Some(affinity) = affinity.and_then(|item| item.section(&keys::AFFINITY)) else {
-        return default;
-    };
-    let seed = affinity.get("seed");
-    let seed = seed.and_then(|item| item.integer(0..=u64::MAX));
-    let kind = affinity.get("key").and_then(|item| item.word());
-    let prefix = |key: &str, most: u8| {
-        let item = affinity.get(key)?;
-        if kind == Some(KeyKind::None) {
-            item.fault("has no meaning with key = \"none\"; remove one of the two");
-        }
-        u8::try_from(item.integer(0..=most.into())?).ok()
-    };
-    let (v4, v6) = (prefix("prefix_v4", 32), prefix("prefix_v6", 128));
-    let key = match kind {
-        Some(KeyKind::None) => Key::None,
-        Some(KeyKind::Address) | None => Key::Address,
-    };
-    Affinity {
-        key,
-        prefix_v4: v4.unwrap_or(default.prefix_v4),
-        prefix_v6: v6.unwrap_or(default.prefix_v6),
-        seed: seed.unwrap_or(default.seed),
-    }
-}
-
 fn health(item: &Item<'_>, of_workers: bool) -> Option<Health> {
     let default = Health::default();
     match item.as_text() {
@@ -192,19 +171,35 @@ const MAX_COUNT_OF_CHECKS: u64 = 1000;
 fn check(health: &Section<'_>) -> Option<Check> {
     let tcp = health.get("tcp");
     let http = health.get("http");
+    let ws = health.get("ws");
     let expect = health.get("expect");
     if let Some(item) = &tcp {
         if item.boolean() == Some(false) {
             item.fault("can only be true; to check in another way write http = \"/health\"");
-        } else if http.is_some() {
-            item.fault("a check is either `tcp` or `http`, not both; remove one of the two");
+        } else if http.is_some() || ws.is_some() {
+            item.fault("a check is one of `tcp`, `http` and `ws`; remove the others");
         }
+    } else if let (Some(item), Some(_)) = (&http, &ws) {
+        item.fault("a check is one of `tcp`, `http` and `ws`; remove the others");
     }
     if let (Some(item), None) = (&expect, &http) {
         item.fault("is the status of an HTTP check; add http = \"/health\", or remove it");
     }
     let expect = expect.and_then(|item| item.integer(200..=599));
-    let path = http?.parsed(|text| {
+    if let Some(ws) = ws {
+        return Some(Check::Ws { path: path(&ws)? });
+    }
+    let path = path(&http?)?;
+    let expect = expect.and_then(|status| u16::try_from(status).ok());
+    Some(Check::Http {
+        path,
+        expect: expect.unwrap_or(defaults::EXPECT),
+    })
+}
+
+/// A path as it stands in a request.
+fn path(item: &Item<'_>) -> Option<String> {
+    item.parsed(|text| {
         let typed = value::quoted(text);
         match text {
             _ if !text.starts_with('/') => Err(format!(
@@ -216,23 +211,52 @@ fn check(health: &Section<'_>) -> Option<Check> {
             )),
             _ => Ok(text.to_owned()),
         }
-    })?;
-    let expect = expect.and_then(|status| u16::try_from(status).ok());
-    Some(Check::Http {
-        path,
-        expect: expect.unwrap_or(defaults::EXPECT),
     })
 }
 
 fn drain(section: &Section<'_>) -> Drain {
+    let default = Drain::default();
     let drain = section.get("drain");
-    let drain = drain.and_then(|item| item.section(&keys::DRAIN));
-    let timeout = drain.and_then(|drain| drain.get("timeout"));
-    match timeout.and_then(|item| item.duration()) {
-        Some(timeout) => Drain {
-            timeout,
-            ..Drain::default()
-        },
-        None => Drain::default(),
+    let Some(drain) = drain.and_then(|item| item.section(&keys::DRAIN)) else {
+        return default;
+    };
+    let timeout = drain.get("timeout").and_then(|item| item.duration());
+    let timeout = timeout.unwrap_or(default.timeout);
+    let spread = drain.get("spread").and_then(|item| {
+        let spread = item.duration()?;
+        if spread > timeout {
+            let timeout = value::duration_of(timeout);
+            item.fault(format!(
+                "is longer than drain.timeout, which is {timeout}; at that time what is left is cut"
+            ));
+        }
+        Some(spread)
+    });
+    let close = drain.get("close");
+    let close = close.and_then(|item| match item.integer(1000..=4999)? {
+        code @ (1001 | 1012) => u16::try_from(code).ok(),
+        _ => {
+            item.fault("must be 1012 (Service Restart) or 1001 (Going Away)");
+            None
+        }
+    });
+    let reason = drain.get("reason").and_then(|item| {
+        let reason = item.text()?;
+        if reason.len() > MAX_CLOSE_REASON {
+            item.fault(format!(
+                "has {} bytes, and a Close frame has room for {MAX_CLOSE_REASON}",
+                reason.len()
+            ));
+        }
+        Some(reason)
+    });
+    Drain {
+        timeout,
+        spread: spread.unwrap_or(default.spread).min(timeout),
+        close_code: close.unwrap_or(default.close_code),
+        close_reason: reason.map_or(default.close_reason, Into::into),
     }
 }
+
+/// RFC 6455 §5.5: a control frame carries 125 bytes, two of which are the code.
+const MAX_CLOSE_REASON: usize = 123;

@@ -14,7 +14,14 @@ pub(super) fn check(
     let Some(mode) = section.get("mode") else {
         return;
     };
-    for key in ["accept_proxy", "trusted", "limits", "timeouts"] {
+    for key in [
+        "accept_proxy",
+        "trusted",
+        "tls",
+        "route",
+        "limits",
+        "timeouts",
+    ] {
         if let Some(item) = section.get(key) {
             item.fault(
                 "is not for direct mode, in which the kernel hands connections to the worker and \
@@ -76,10 +83,10 @@ fn unfit(cluster: &Cluster, listener: &Listener) -> Option<String> {
             "direct mode can send no PROXY header: remove cluster.{name}.send_proxy, or say mode = \
              \"tcp\""
         ))
-    } else if cluster.affinity.key == Key::None {
+    } else if cluster.affinity.key != Key::Address {
         Some(format!(
-            "direct mode goes by the client's address, and cluster.{name}.affinity.key is \
-             \"none\"; say mode = \"tcp\""
+            "direct mode goes by the client's address: say cluster.{name}.affinity.key = \"address\", \
+             or mode = \"tcp\" (or \"http\")"
         ))
     } else if count > MAX_DIRECT_SLOTS {
         Some(format!(
