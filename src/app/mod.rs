@@ -4,6 +4,7 @@ mod cluster;
 mod direct;
 mod drain;
 mod reload;
+mod secrets;
 mod tls;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -13,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-pub use self::tls::TlsFaults;
-use self::{cluster::RunningCluster, direct::Directs, tls::Certificates};
+use self::{cluster::RunningCluster, direct::Directs, secrets::Signers, tls::Certificates};
+pub use self::{secrets::SecretsFault, tls::TlsFaults};
 use crate::{
     config::{self, Bind, Config, Facts, Faults, LogOptions, Mode},
     direct::DirectError,
@@ -37,6 +38,7 @@ pub struct App {
     doors: HashMap<Place, Arc<Door>>,
     directs: Directs,
     certificates: Certificates,
+    signers: Signers,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
@@ -103,6 +105,9 @@ pub enum StartError {
     /// Certificates or keys cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsFaults),
+    /// A file of secrets cannot be used.
+    #[error(transparent)]
+    Secrets(#[from] SecretsFault),
     /// A thread, the runtime directory or the guard process could not be made.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -122,8 +127,9 @@ pub enum Signal {
 /// # Errors
 ///
 /// All that is wrong; or else what will be, soon or already, a line each.
-pub fn check(config: &Config) -> Result<Vec<String>, TlsFaults> {
-    tls::check(config)
+pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
+    Signers::default().read(config)?;
+    Ok(tls::check(config)?)
 }
 
 impl App {
@@ -142,6 +148,8 @@ impl App {
     ) -> Result<Self, StartError> {
         let mut certificates = Certificates::default();
         let staged = certificates.stage(&config)?;
+        let signers = Signers::default();
+        let signing = signers.read(&config)?;
         let directs = Directs::bind(&config)?;
         let mut groups = bind_new(&config, &HashMap::default())?;
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
@@ -156,6 +164,7 @@ impl App {
             doors: HashMap::default(),
             directs,
             certificates,
+            signers,
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             config,
@@ -166,6 +175,7 @@ impl App {
             let running = RunningCluster::start(cluster, connector, entrances, &app.home);
             app.clusters.insert(Arc::clone(&cluster.name), running);
         }
+        secrets::hand_out(&signing, |name| app.clusters.get(name));
         for config in app.config.listeners.clone() {
             if config.mode == Mode::Direct {
                 let cluster = &app.clusters[&config.cluster];

@@ -11,6 +11,7 @@ use super::{
     App, Place, StartError, bind_new, close_all,
     cluster::{RunningCluster, stop_workers},
     direct::refuse_changes,
+    secrets,
 };
 use crate::{
     cluster::{Cluster, Slot},
@@ -36,6 +37,7 @@ impl App {
         }
         refuse_changes(&self.config, &config)?;
         let staged = self.certificates.stage(&config)?;
+        let signing = self.signers.read(&config)?;
         let mut groups = bind_new(&config, &self.doors)?;
         self.certificates.take(staged);
 
@@ -46,6 +48,7 @@ impl App {
         }
         self.config = config;
         self.change_clusters(&groups).await;
+        secrets::hand_out(&signing, |name| self.clusters.get(name));
         let removed = self.change_listeners(&mut groups);
         self.close_doors().await;
         // Only now: nobody comes in any more whom its end could miss.

@@ -74,7 +74,7 @@ pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit 
     };
     let app = match App::start(config, file, PathBuf::from(THIS_PROGRAM)) {
         Ok(app) => app,
-        Err(StartError::Tls(faults)) => {
+        Err(faults @ (StartError::Tls(_) | StartError::Secrets(_))) => {
             complain_faults(&faults);
             return Exit::Config;
         }

@@ -91,6 +91,15 @@ impl Peer {
         self.until("\r\n\r\n").await
     }
 
+    /// The next head, unless the connection is over.
+    pub(crate) async fn next_head(&mut self) -> Option<String> {
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"\r\n\r\n") {
+            heard.push(self.0.read_u8().await.ok()?);
+        }
+        Some(String::from_utf8_lossy(&heard).into_owned())
+    }
+
     /// What comes up to the end, which is an orderly one.
     pub(crate) async fn rest(&mut self) -> String {
         let mut heard = Vec::new();

@@ -19,6 +19,7 @@ mod drain;
 mod exhaustion;
 mod health;
 mod http;
+mod http_affinity;
 mod kernel;
 mod languages;
 mod node;
