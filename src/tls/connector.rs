@@ -115,9 +115,12 @@ fn name_of(address: SocketAddr) -> ServerName<'static> {
 /// What a certificate lacks, and what to do.
 fn explain(why: &CertificateError) -> impl fmt::Display {
     match why {
-        CertificateError::UnknownIssuer => "its certificate is from an authority that is not \
+        // A signature is bad where two authorities have the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "its certificate is from an authority that is not \
                                             believed; name that authority in `ca`"
-            .to_owned(),
+                .to_owned()
+        }
         CertificateError::NotValidForName => {
             "its certificate is for another name; name it in `name`".to_owned()
         }
@@ -128,7 +131,13 @@ fn explain(why: &CertificateError) -> impl fmt::Display {
             let expected = expected.to_str();
             let presented = match presented.as_slice() {
                 [] => "no name".to_owned(),
-                names => names.join(", "),
+                names => {
+                    let bare = |name: &String| {
+                        let name = name.trim_start_matches("DnsName(\"");
+                        name.trim_end_matches("\")").to_owned()
+                    };
+                    names.iter().map(bare).collect::<Vec<_>>().join(", ")
+                }
             };
             format!("its certificate is for {presented}, not for {expected}; see `name`")
         }

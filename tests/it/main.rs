@@ -34,3 +34,4 @@ mod stickiness;
 mod supervisor;
 mod support;
 mod tidy;
+mod tls;

@@ -1,0 +1,170 @@
+//! TLS to backends.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use rustls::ServerConfig;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    pki::{Authority, Pair},
+    reason,
+};
+use crate::support::{
+    client::Client,
+    homescar::{Homescar, message},
+};
+
+/// An encrypted server that echoes, as long as it is held.
+async fn echo_server(config: Arc<ServerConfig>) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(config);
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            connections.spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let mut bytes = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut bytes).await {
+                    stream.write_all(&bytes[..read]).await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+                let _gone = stream.shutdown().await;
+            });
+        }
+    });
+    (address, server)
+}
+
+struct Scene {
+    homescar: Homescar,
+    front: SocketAddr,
+    _folder: TempDir,
+    /// Ends with the scene.
+    server: Option<JoinSet<()>>,
+}
+
+/// A front before an encrypted backend that shows `pair`, of which `believed` is to vouch.
+async fn scene(pair: &Pair, believed: &Authority, tls: &str, more: &str) -> Scene {
+    let (backend, server) = echo_server(pair.server()).await;
+    let mut scene = scene_before(backend, believed, tls, more).await;
+    scene.server = Some(server);
+    scene
+}
+
+async fn scene_before(backend: SocketAddr, believed: &Authority, tls: &str, more: &str) -> Scene {
+    let folder = TempDir::new().unwrap();
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, believed.pem()).unwrap();
+    let homescar = Homescar::serve(&format!(
+        r#"
+        threads = 1
+        [listener.web]
+        bind = "127.0.0.1:0"
+        cluster = "app"
+        [cluster.app]
+        backends = ["{backend}"]
+        tls = {{ ca = "{}"{tls} }}
+        {more}
+        "#,
+        ca.display()
+    ));
+    let front = homescar.address("web").await;
+    Scene {
+        homescar,
+        front,
+        _folder: folder,
+        server: None,
+    }
+}
+
+const NAMED: &str = ", name = \"app.internal\"";
+
+#[tokio::test]
+async fn a_backend_is_verified_and_spoken_to() {
+    let authority = Authority::new();
+    let by_name = authority.pair(&["app.internal"]);
+    let by_address = authority.pair(&["127.0.0.1"]);
+    for (pair, tls) in [(&by_name, NAMED), (&by_address, "")] {
+        let scene = scene(pair, &authority, tls, "").await;
+        let mut client = Client::connect(scene.front).await.unwrap();
+        client.echo(b"hello").await.unwrap();
+        client.echo(&vec![b'x'; 300_000]).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(client.rest().await.unwrap(), b"");
+        let record = scene.homescar.record_of(client.local_addr()).await;
+        assert_eq!(reason(&record), ("client", "closed", ""), "{record}");
+        assert_eq!(record["up"], 300_005, "{record}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_is_another_is_not_spoken_to() {
+    let authority = Authority::new();
+    let pair = authority.pair(&["other.internal"]);
+    let stranger = Authority::new();
+    for (believed, tls, why) in [
+        (
+            &authority,
+            NAMED,
+            "is for other.internal, not for app.internal",
+        ),
+        (
+            &stranger,
+            ", name = \"other.internal\"",
+            "authority that is not believed",
+        ),
+    ] {
+        let scene = scene(&pair, believed, tls, "").await;
+        let mut client = Client::connect(scene.front).await.unwrap();
+        let _error = client.send("secret").await;
+        client.rest().await.unwrap_err();
+        let record = scene.homescar.record_of(client.local_addr()).await;
+        assert_eq!(reason(&record), ("backend", "connect_failed", ""));
+        let line = scene.homescar.message("no TLS with a backend").await;
+        assert!(message(&line).contains(why), "{line}");
+        assert!(line["slot"].is_string() && line["address"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn checks_speak_tls_too() {
+    let authority = Authority::new();
+    let pair = authority.pair(&["app.internal"]);
+    let health =
+        "health = { tcp = true, interval = \"50ms\", timeout = \"10s\", rise = 1, fall = 1 }";
+    let good = scene(&pair, &authority, NAMED, health).await;
+    let mut client = Client::connect(good.front).await.unwrap();
+    client.echo(b"hello").await.unwrap();
+
+    let bad = scene(&pair, &Authority::new(), NAMED, health).await;
+    let line = bad.homescar.message("unhealthy").await;
+    let why = line["why"].as_str().unwrap();
+    assert!(why.contains("authority that is not believed"), "{line}");
+}
+
+#[tokio::test]
+async fn a_backend_that_speaks_no_tls_is_given_up_with_a_reason() {
+    let authority = Authority::new();
+    // It accepts, and is silent.
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = backend.local_addr().unwrap();
+    let more = "timeouts = { connect = \"200ms\" }";
+    let scene = scene_before(address, &authority, NAMED, more).await;
+    let mut client = Client::connect(scene.front).await.unwrap();
+    client.rest().await.unwrap_err();
+    let record = scene.homescar.record_of(client.local_addr()).await;
+    assert_eq!(reason(&record), ("backend", "connect_failed", ""));
+    scene.homescar.message("does it speak TLS?").await;
+}
