@@ -218,9 +218,7 @@ impl Certificates {
             match in_use.read.again() {
                 Ok(read) => {
                     in_use.take(read);
-                    let now = in_use.read.identities().iter();
-                    let now: Vec<_> = now.map(ToString::to_string).collect();
-                    info!("{owner}: certificates read again: {}", now.join("; "));
+                    info!("{owner}: certificates read again{}", told(&in_use.read));
                     warn_of_time(owner, &in_use.read);
                 }
                 Err(faults) => {
@@ -286,6 +284,15 @@ fn read_all(config: &Config) -> Result<Staged, TlsFaults> {
         true => Ok(Staged(staged)),
         false => Err(TlsFaults(faults)),
     }
+}
+
+/// The certificates behind a colon, where there are any.
+fn told(read: &Read) -> String {
+    let identities = read.identities().iter().enumerate();
+    let mark = |index| if index == 0 { ": " } else { "; " };
+    identities
+        .map(|(index, identity)| format!("{}{identity}", mark(index)))
+        .collect()
 }
 
 /// Certificates that clients refuse are served nevertheless: an operator who restarts a machine at

@@ -47,6 +47,8 @@ impl HandshakeError {
             Self::Refused(error) => match error {
                 Error::PeerIncompatible(
                     PeerIncompatible::SupportedVersionsExtensionRequired
+                    // All clients of TLS 1.2 send it, and none of an older version.
+                    | PeerIncompatible::SignatureAlgorithmsExtensionRequired
                     | PeerIncompatible::Tls12NotOffered
                     | PeerIncompatible::Tls12NotOfferedOrEnabled,
                 ) => "no_common_version",

@@ -2,9 +2,10 @@
 //!
 //! An [`Acceptor`] is a listener's, a [`Connector`] a cluster's. Each is made from what was read
 //! and verified before ([`ServerMaterial`], [`ClientMaterial`]), and takes another one while
-//! connections go on: those that are open keep what they began with. Handshakes with clients, which
-//! cost a hundred times what relaying does, run on a [`Pool`] beside the data plane. [`Watch`] tells
-//! when files have changed. Nothing here knows what an encrypted stream is for.
+//! connections go on: those that are open keep what they began with. Handshakes with clients are
+//! costly, and run on a [`Pool`] beside the data plane; those with backends are mostly resumed, and
+//! run where they are asked for. [`Watch`] tells when files have changed. Nothing here knows what
+//! an encrypted stream is for.
 
 mod acceptor;
 mod connector;

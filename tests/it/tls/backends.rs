@@ -1,8 +1,14 @@
 //! TLS to backends.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
-use rustls::ServerConfig;
+use rustls::{HandshakeKind, ServerConfig};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -20,8 +26,11 @@ use crate::support::{
     homescar::{Homescar, message},
 };
 
-/// An encrypted server that echoes, as long as it is held.
-async fn echo_server(config: Arc<ServerConfig>) -> (SocketAddr, JoinSet<()>) {
+/// An encrypted server that echoes, as long as it is held, and counts resumed sessions.
+async fn echo_server(
+    config: Arc<ServerConfig>,
+    resumed: Arc<AtomicU64>,
+) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = TlsAcceptor::from(config);
@@ -30,11 +39,14 @@ async fn echo_server(config: Arc<ServerConfig>) -> (SocketAddr, JoinSet<()>) {
         let mut connections = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let acceptor = acceptor.clone();
+            let (acceptor, resumed) = (acceptor.clone(), Arc::clone(&resumed));
             connections.spawn(async move {
                 let Ok(mut stream) = acceptor.accept(stream).await else {
                     return;
                 };
+                if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
+                    resumed.fetch_add(1, Relaxed);
+                }
                 let mut bytes = [0; 4096];
                 while let Ok(read @ 1..) = stream.read(&mut bytes).await {
                     stream.write_all(&bytes[..read]).await.unwrap();
@@ -50,15 +62,19 @@ async fn echo_server(config: Arc<ServerConfig>) -> (SocketAddr, JoinSet<()>) {
 struct Scene {
     homescar: Homescar,
     front: SocketAddr,
-    _folder: TempDir,
+    folder: TempDir,
+    /// Sessions that the backend resumed.
+    resumed: Arc<AtomicU64>,
     /// Ends with the scene.
     server: Option<JoinSet<()>>,
 }
 
 /// A front before an encrypted backend that shows `pair`, of which `believed` is to vouch.
 async fn scene(pair: &Pair, believed: &Authority, tls: &str, more: &str) -> Scene {
-    let (backend, server) = echo_server(pair.server()).await;
+    let resumed = Arc::<AtomicU64>::default();
+    let (backend, server) = echo_server(pair.server(), Arc::clone(&resumed)).await;
     let mut scene = scene_before(backend, believed, tls, more).await;
+    scene.resumed = resumed;
     scene.server = Some(server);
     scene
 }
@@ -84,7 +100,8 @@ async fn scene_before(backend: SocketAddr, believed: &Authority, tls: &str, more
     Scene {
         homescar,
         front,
-        _folder: folder,
+        folder,
+        resumed: Arc::default(),
         server: None,
     }
 }
@@ -106,6 +123,10 @@ async fn a_backend_is_verified_and_spoken_to() {
         let record = scene.homescar.record_of(client.local_addr()).await;
         assert_eq!(reason(&record), ("client", "closed", ""), "{record}");
         assert_eq!(record["up"], 300_005, "{record}");
+        // The tickets came with the first connection.
+        let mut again = Client::connect(scene.front).await.unwrap();
+        again.echo(b"hello").await.unwrap();
+        assert_eq!(scene.resumed.load(Relaxed), 1);
     }
 }
 
@@ -136,6 +157,20 @@ async fn a_backend_that_is_another_is_not_spoken_to() {
         assert!(message(&line).contains(why), "{line}");
         assert!(line["slot"].is_string() && line["address"].is_string());
     }
+}
+
+#[tokio::test]
+async fn an_authority_is_read_again_when_its_file_changes() {
+    let authority = Authority::new();
+    let pair = authority.pair(&["app.internal"]);
+    let scene = scene(&pair, &Authority::new(), NAMED, "").await;
+    let mut refused = Client::connect(scene.front).await.unwrap();
+    refused.rest().await.unwrap_err();
+    std::fs::write(scene.folder.path().join("ca.pem"), authority.pem()).unwrap();
+    let line = scene.homescar.message("certificates read again").await;
+    assert_eq!(message(&line), "cluster app: certificates read again");
+    let mut client = Client::connect(scene.front).await.unwrap();
+    client.echo(b"hello").await.unwrap();
 }
 
 #[tokio::test]
