@@ -11,9 +11,10 @@ use std::{
 use rustls::{HandshakeKind, ServerConfig};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
     task::JoinSet,
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::support::{
     client::Client,
-    homescar::{Homescar, message},
+    homescar::{Homescar, SOON, message},
 };
 
 /// An encrypted server that echoes, as long as it is held, and counts resumed sessions.
@@ -171,6 +172,53 @@ async fn an_authority_is_read_again_when_its_file_changes() {
     assert_eq!(message(&line), "cluster app: certificates read again");
     let mut client = Client::connect(scene.front).await.unwrap();
     client.echo(b"hello").await.unwrap();
+}
+
+/// Requests share an encrypted connection, and none goes out unencrypted.
+#[tokio::test]
+async fn http_requests_share_an_encrypted_connection() {
+    let authority = Authority::new();
+    let acceptor = TlsAcceptor::from(authority.pair(&["app.internal"]).server());
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = backend.local_addr().unwrap();
+    let ca = TempDir::new().unwrap();
+    let ca_file = ca.path().join("ca.pem");
+    std::fs::write(&ca_file, authority.pem()).unwrap();
+    let homescar = Homescar::serve(&format!(
+        r#"
+        threads = 1
+        [listener.web]
+        bind = "127.0.0.1:0"
+        mode = "http"
+        cluster = "app"
+        [cluster.app]
+        backends = ["{address}"]
+        tls = {{ ca = "{}"{NAMED} }}
+        "#,
+        ca_file.display()
+    ));
+    let front = homescar.address("web").await;
+    let mut client = Client::connect(front).await.unwrap();
+    let ask = "GET / HTTP/1.1\r\nhost: a.test\r\n\r\n";
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n";
+    client.send(ask).await.unwrap();
+    let (stream, _) = timeout(SOON, backend.accept()).await.unwrap().unwrap();
+    let stream = timeout(SOON, acceptor.accept(stream)).await.unwrap();
+    let mut stream = BufReader::new(stream.unwrap());
+    for request in 0..3 {
+        if request > 0 {
+            client.send(ask).await.unwrap();
+        }
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            let read = timeout(SOON, stream.read_line(&mut line)).await;
+            assert!(read.unwrap().unwrap() > 0, "it ended the connection");
+        }
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        while client.line().await.unwrap() != "ok" {}
+    }
 }
 
 #[tokio::test]
