@@ -102,6 +102,18 @@ impl DataPlane {
             .spawn(async move { door::take(&listener, &admission, stream, peer) });
     }
 
+    /// Asks connections to go that can say goodbye, WebSockets one after the other over `spread`.
+    pub async fn ask_to_leave(&self, which: &Cut, spread: Duration) {
+        let asked = TaskTracker::new();
+        for thread in &self.threads {
+            let which = which.clone();
+            let ask = async move { registry::ask_to_leave(&which, spread) };
+            asked.spawn_on(ask, &thread.runtime);
+        }
+        asked.close();
+        asked.wait().await;
+    }
+
     /// Cuts connections, and waits until each thread has done so.
     pub async fn cut(&self, which: Cut) {
         let cuts = TaskTracker::new();

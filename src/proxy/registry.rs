@@ -1,9 +1,19 @@
 //! The open connections of this thread, so that they can be cut.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
 
+use futures_util::task::AtomicWaker;
 use slab::Slab;
-use tokio::task::AbortHandle;
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, sleep_until},
+};
 
 use super::listener::Listener;
 use crate::cluster::SlotStats;
@@ -29,6 +39,41 @@ struct Open {
     listener: Arc<Listener>,
     slot: Option<Arc<SlotStats>>,
     task: Option<AbortHandle>,
+    /// It can be asked to go.
+    farewell: Option<Farewell>,
+    /// It carries a WebSocket.
+    is_tunnel: bool,
+}
+
+/// The way to ask a connection to go, when it can say goodbye.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Farewell(Arc<Leave>);
+
+#[derive(Debug, Default)]
+struct Leave {
+    at: OnceLock<Instant>,
+    waker: AtomicWaker,
+}
+
+impl Farewell {
+    /// Waits until it is time to go. One task at a time can.
+    pub(super) async fn wait(&self) {
+        let asked = poll_fn(|cx| {
+            self.0.waker.register(cx.waker());
+            self.0.at.get().map_or(Poll::Pending, |at| Poll::Ready(*at))
+        });
+        sleep_until(asked.await).await;
+    }
+
+    /// Whether it was asked to go.
+    pub(super) fn was_said(&self) -> bool {
+        self.0.at.get().is_some()
+    }
+
+    fn say(&self, at: Instant) {
+        let _again = self.0.at.set(at);
+        self.0.waker.wake();
+    }
 }
 
 /// A connection's place in the registry, for as long as it is open.
@@ -46,6 +91,8 @@ where
             listener,
             slot: None,
             task: None,
+            farewell: None,
+            is_tunnel: false,
         })
     });
     let future = connection(Ticket(index));
@@ -61,17 +108,34 @@ where
     });
 }
 
+/// Asks those of this thread's connections to go that can say goodbye: tunnels one after the other
+/// over `spread`, evenly and in random order, the others at once.
+pub(super) fn ask_to_leave(which: &Cut, spread: Duration) {
+    let now = Instant::now();
+    let mut tunnels = Vec::new();
+    OPEN.with_borrow(|open| {
+        for (_, open) in open.iter().filter(|(_, open)| open.is_one_of(which)) {
+            match (&open.farewell, open.is_tunnel, which) {
+                (Some(farewell), true, _) => tunnels.push(farewell.clone()),
+                // Its next request may go to another slot.
+                (Some(_), false, Cut::Slot(_)) | (None, ..) => {}
+                (Some(farewell), false, _) => farewell.say(now),
+            }
+        }
+    });
+    fastrand::shuffle(&mut tunnels);
+    let share = spread / u32::try_from(tunnels.len().max(1)).unwrap_or(u32::MAX);
+    let mut at = now;
+    for tunnel in tunnels {
+        tunnel.say(at + share.mul_f64(fastrand::f64()));
+        at += share;
+    }
+}
+
 /// Cuts connections of this thread. They are gone, and recorded, at the next turn of its runtime.
 pub(super) fn cut(which: &Cut) {
     OPEN.with_borrow(|open| {
-        let chosen = open.iter().filter(|(_, open)| match which {
-            Cut::All => true,
-            Cut::Listener(listener) => Arc::ptr_eq(&open.listener, listener),
-            Cut::Slot(slot) => open
-                .slot
-                .as_ref()
-                .is_some_and(|open| Arc::ptr_eq(open, slot)),
-        });
+        let chosen = open.iter().filter(|(_, open)| open.is_one_of(which));
         for (_, open) in chosen {
             if let Some(task) = &open.task {
                 task.abort();
@@ -80,7 +144,41 @@ pub(super) fn cut(which: &Cut) {
     });
 }
 
+impl Open {
+    fn is_one_of(&self, which: &Cut) -> bool {
+        match which {
+            Cut::All => true,
+            Cut::Listener(listener) => Arc::ptr_eq(&self.listener, listener),
+            Cut::Slot(slot) => self.slot.as_ref().is_some_and(|own| Arc::ptr_eq(own, slot)),
+        }
+    }
+}
+
 impl Ticket {
+    /// Makes the connection one that can be asked to go.
+    pub(super) fn farewell(&self) -> Farewell {
+        OPEN.with_borrow_mut(|open| {
+            let farewell = open.get_mut(self.0).map(|open| &mut open.farewell);
+            let farewell = farewell.map(|farewell| farewell.get_or_insert_default().clone());
+            farewell.unwrap_or_default()
+        })
+    }
+
+    /// Notes that the connection carries a WebSocket from now on.
+    pub(super) fn is_tunnel(&self) {
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.0) {
+                open.is_tunnel = true;
+            }
+        });
+    }
+
+    /// Notes that the connection goes to no slot any more.
+    pub(super) fn goes_nowhere(&self) {
+        let before = OPEN.with_borrow_mut(|open| open.get_mut(self.0)?.slot.take());
+        drop(before);
+    }
+
     /// Notes to which slot the connection goes.
     pub(super) fn goes_to(&self, slot: &Arc<SlotStats>) {
         OPEN.with_borrow_mut(|open| {

@@ -6,7 +6,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Duration, Instant, Sleep, sleep_until};
+
+/// Longer than anything lasts.
+pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A point in time that moves. Moving it further away, which happens at every request, costs
 /// nothing: the timer finds out when it fires.
@@ -45,7 +48,7 @@ impl Deadline {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, time::Duration};
+    use std::future::poll_fn;
 
     use super::*;
 

@@ -1,6 +1,9 @@
 //! From a request to where it goes and what the backend is sent: the same for all versions.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, header::SET_COOKIE};
@@ -17,7 +20,10 @@ use super::{
     request::{Request, Terms},
     visitor::Visitor,
 };
-use crate::{cluster::Cluster, config::Key};
+use crate::{
+    cluster::Cluster,
+    config::{self, Key},
+};
 
 /// A request that is ready to go.
 #[derive(Debug)]
@@ -102,6 +108,11 @@ impl Destination {
     /// For the response to begin.
     pub(super) fn response_timeout(&self) -> Option<Duration> {
         self.cluster.load().config.response_timeout
+    }
+
+    /// The cluster as configured now.
+    pub(super) fn config(&self) -> Arc<config::Cluster> {
+        Arc::clone(&self.cluster.load().config)
     }
 
     /// The search for the backend.

@@ -18,7 +18,7 @@ use super::{
     body::{Decoder, Encoder, Framing, Piece},
     buffers::{self, equip},
     client::Client,
-    deadline::Deadline,
+    deadline::{Deadline, NEVER},
     dispatch::Extra,
     head::Version,
     out::Out,
@@ -30,9 +30,6 @@ use crate::config::Timeouts;
 
 /// Reads in a row before other connections of the thread get their turn.
 const READS_PER_TURN: usize = 16;
-
-/// Longer than a request takes.
-pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A request on its way.
 #[derive(Debug)]
@@ -117,11 +114,11 @@ impl Upload {
 }
 
 impl<'a> Answer<'a> {
-    pub(super) const fn new(terms: &'a Terms, extra: &'a Extra) -> Self {
+    pub(super) const fn new(terms: &'a Terms, extra: &'a Extra, may_stay: bool) -> Self {
         Self {
             terms,
             extra,
-            keep_alive: terms.keep_alive,
+            keep_alive: terms.keep_alive && may_stay,
             status: 0,
             encoder: Encoder::Plain,
             bytes: 0,

@@ -24,6 +24,7 @@ use super::{
     refusal::{Refusal, reason_phrase},
     request::{Request, Terms},
     visitor::Visitor,
+    websocket::Tunnel,
 };
 
 /// What comes after a request.
@@ -49,11 +50,18 @@ pub(super) async fn serve<S: Side>(
     let config = &visitor.settings.config;
     let mut client = Client::new(stream, early);
     let mut deadline = Deadline::new(Instant::now() + config.timeouts.header);
+    let farewell = ticket.farewell();
     loop {
-        let head = client.next_head(&mut deadline, &config.limits, &config.timeouts);
-        let next = match head.await {
+        let is_asked = farewell.was_said();
+        let head = tokio::select! {
+            biased;
+            head = client.next_head(&mut deadline, &config.limits, &config.timeouts) => Some(head),
+            () = farewell.wait(), if !is_asked => None,
+        };
+        let next = match head.unwrap_or(Err(NoHead::Over)) {
+            Err(NoHead::Over) if !client.input.is_empty() => Next::Request,
             Ok(len) if client.heads == 1 && &client.input[..len] == http2::PREFACE_HEAD => {
-                return http2::serve(visitor, client.stream, client.input).await;
+                return http2::serve(visitor, client.stream, client.input, farewell).await;
             }
             Ok(len) => request(visitor, &mut client, len, &mut deadline, ticket).await,
             Err(NoHead::Refused(refusal)) => {
@@ -65,7 +73,7 @@ pub(super) async fn serve<S: Side>(
             Err(NoHead::Over | NoHead::Gone) => Next::Gone,
         };
         match next {
-            Next::Request => {}
+            Next::Request => ticket.goes_nowhere(),
             Next::Close => {
                 client.close().await;
                 return client.heads;
@@ -201,7 +209,8 @@ impl<S: Side> Carriage<'_, S> {
         self.ticket.goes_to(&home.slot().stats);
         let place = Place::new(Arc::clone(&home.slot().stats), home.generation());
         let extra = destination.extra(&self.record.id, home);
-        let mut answer = Answer::new(&self.terms, &extra);
+        let may_stay = !self.ticket.farewell().was_said();
+        let mut answer = Answer::new(&self.terms, &extra, may_stay);
         let mut backend = Backend::new(connected.upstream, out);
         let exchange = Exchange {
             client: self.client,
@@ -242,8 +251,30 @@ impl<S: Side> Carriage<'_, S> {
                     (false, _) => Next::Linger,
                 })
             }
+            End::Switched => {
+                Box::pin(self.tunnel(destination, backend)).await;
+                Attempt::Over(Next::Gone)
+            }
             end => Attempt::Over(self.conclude(end)),
         }
+    }
+
+    /// Carries the WebSocket that the connection has become.
+    async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
+        self.ticket.is_tunnel();
+        let config = destination.config();
+        let from_client = std::mem::take(&mut self.client.input);
+        let from_backend = backend.take_rest();
+        let tunnel = Tunnel {
+            down: &mut self.client.stream,
+            up: &mut backend.stream,
+            to_down: std::mem::take(&mut self.client.out),
+            idle: self.visitor.settings.config.timeouts.idle,
+            drain: &config.drain,
+            farewell: self.ticket.farewell(),
+        };
+        let end = tunnel.run(&from_client, &from_backend).await;
+        self.record.tunnelled(end);
     }
 
     fn conclude(&mut self, end: End) -> Next {

@@ -21,7 +21,11 @@ use tokio::{
 };
 
 use super::{
-    super::{listener::Listener, registry, relay::Side},
+    super::{
+        listener::Listener,
+        registry::{self, Farewell},
+        relay::Side,
+    },
     stream::{self, Answered},
     visitor::Visitor,
 };
@@ -43,7 +47,12 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// Serves a client until its connection is over; how many requests it made.
-pub(super) async fn serve<S: Side>(visitor: &Arc<Visitor>, stream: S, early: Vec<u8>) -> u64 {
+pub(super) async fn serve<S: Side>(
+    visitor: &Arc<Visitor>,
+    stream: S,
+    early: Vec<u8>,
+    farewell: Farewell,
+) -> u64 {
     let config = &visitor.settings.config;
     let requests = Arc::new(Requests::default());
     let service = service_fn(|request: HttpRequest<Incoming>| {
@@ -68,11 +77,17 @@ pub(super) async fn serve<S: Side>(visitor: &Arc<Visitor>, stream: S, early: Vec
     let io = TokioIo::new(Rewound { early, stream });
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut patience = config.timeouts.header;
+    let mut is_leaving = false;
     loop {
         let idle = requests.idle_for(patience);
         tokio::select! {
             biased;
             _over = connection.as_mut() => return requests.total(),
+            () = farewell.wait(), if !is_leaving => {
+                is_leaving = true;
+                connection.as_mut().graceful_shutdown();
+                continue;
+            }
             () = idle => {}
         }
         patience = config.timeouts.keepalive;

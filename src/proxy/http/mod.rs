@@ -27,6 +27,7 @@ mod response;
 mod scan;
 mod stream;
 mod visitor;
+mod websocket;
 
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ pub(super) async fn serve<S: Side>(
     ticket: &Ticket,
 ) -> u64 {
     match is_http2 {
-        true => http2::serve(visitor, stream, early).await,
+        true => http2::serve(visitor, stream, early, ticket.farewell()).await,
         false => http1::serve(visitor, stream, early, ticket).await,
     }
 }

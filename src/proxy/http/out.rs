@@ -51,6 +51,11 @@ impl Out {
         Ok(())
     }
 
+    /// Adds to what waits.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        self.buffer().extend_from_slice(bytes);
+    }
+
     /// Sends what waits.
     pub(super) fn poll_flush<S: Side>(
         &mut self,
@@ -75,11 +80,6 @@ impl Out {
 
     pub(super) const fn is_waiting(&self) -> bool {
         self.sent < self.bytes.len()
-    }
-
-    /// How much of what was written last has been taken.
-    pub(super) const fn sent(&self) -> usize {
-        self.sent
     }
 
     /// Everything again, to another stream.

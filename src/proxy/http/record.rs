@@ -13,6 +13,7 @@ use super::{
     super::record::{Journey, Traffic, millis},
     head::Version,
     refusal::Refusal,
+    websocket::TunnelEnd,
 };
 
 /// How a request ended: by whom, and the name that shows in logs.
@@ -55,6 +56,8 @@ pub(super) struct RequestRecord {
     /// What the client got; 0 for nothing.
     pub(super) status: u16,
     pub(super) outcome: Outcome,
+    /// Of a WebSocket.
+    pub(super) tunnel: Option<TunnelEnd>,
 }
 
 impl RequestRecord {
@@ -72,6 +75,7 @@ impl RequestRecord {
             traffic: Traffic::default(),
             status: 0,
             outcome: Outcome::CUT,
+            tunnel: None,
         }
     }
 
@@ -88,6 +92,13 @@ impl RequestRecord {
     pub(super) const fn refused(&mut self, refusal: Refusal) {
         self.status = refusal.status;
         self.outcome = Outcome::new("client", refusal.why);
+    }
+
+    /// Notes how a WebSocket ended.
+    pub(super) fn tunnelled(&mut self, end: TunnelEnd) {
+        self.outcome = end.outcome;
+        self.traffic = end.traffic;
+        self.tunnel = Some(end);
     }
 
     /// Notes where it comes from.
@@ -126,6 +137,10 @@ impl Drop for RequestRecord {
             passed = passed.as_ref().map(|(slot, _)| &**slot),
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),
+            closed_by = self.tunnel.as_ref().and_then(|end| end.closed_by),
+            code = self.tunnel.as_ref().and_then(|end| end.code),
+            frames_up = self.tunnel.as_ref().map(|end| end.frames_up),
+            frames_down = self.tunnel.as_ref().map(|end| end.frames_down),
             by = self.outcome.by,
             reason = self.outcome.reason,
             up,

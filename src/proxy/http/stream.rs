@@ -19,7 +19,9 @@ use http::{
 use hyper::{
     body::{Body as _, Bytes, Frame, Incoming},
     ext::Protocol,
+    upgrade::{OnUpgrade, Upgraded},
 };
+use hyper_util::rt::TokioIo;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -31,12 +33,13 @@ use super::{
         connect::Connected,
         record::{CloseReason, Traffic},
         registry::Ticket,
+        relay::Side,
     },
     backend::{Backend, Failure, Receiver},
     body::{Encoder, is_private_trailer},
-    deadline::Deadline,
+    deadline::{Deadline, NEVER},
     dispatch::{Destination, Dispatch, Extra, new_id, request_id},
-    exchange::{End, NEVER},
+    exchange::End,
     fields,
     head::{Field, RequestHead, Version},
     out::Out,
@@ -46,6 +49,7 @@ use super::{
     request::{Request, Terms},
     response::Response,
     visitor::Visitor,
+    websocket::Tunnel,
 };
 use crate::config::Timeouts;
 
@@ -87,6 +91,8 @@ pub(super) async fn serve(
     answer: oneshot::Sender<Answered>,
     ticket: &Ticket,
 ) {
+    let mut request = request;
+    let upgrade = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
     let mut out = Out::default();
     let (mut record, dispatch) = begin(visitor, &parts, body.is_end_stream(), out.buffer());
@@ -118,6 +124,7 @@ pub(super) async fn serve(
         terms,
         upload,
         answer: Some(answer),
+        upgrade: Some(upgrade),
     };
     errand.run(&destination, out).await;
 }
@@ -210,6 +217,8 @@ struct Errand<'a> {
     terms: Terms,
     upload: Upload,
     answer: Option<oneshot::Sender<Answered>>,
+    /// The stream, once an extended CONNECT was answered (RFC 8441).
+    upgrade: Option<OnUpgrade>,
 }
 
 /// The request's body on its way.
@@ -311,19 +320,48 @@ impl Errand<'_> {
                 let _gone = frames.try_send(Err(Broken));
             }
         }
-        if end == End::Done
-            && self.upload.is_done
-            && let Some(stream) = backend.into_reusable()
-        {
-            place.keep(stream);
-        }
         self.record.status = status;
         self.record.traffic = Traffic {
             up: self.upload.bytes,
             down,
         };
         self.conclude(end);
+        match end {
+            End::Switched => Box::pin(self.tunnel(destination, backend)).await,
+            End::Done if self.upload.is_done => {
+                if let Some(stream) = backend.into_reusable() {
+                    place.keep(stream);
+                }
+            }
+            _ => {}
+        }
         None
+    }
+
+    /// Carries the WebSocket that the stream has become.
+    async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
+        self.record.outcome = Outcome::CLIENT_GONE;
+        let Some(upgrade) = self.upgrade.take() else {
+            return;
+        };
+        let within = self.visitor.settings.config.timeouts.header;
+        let Ok(Ok(upgraded)) = tokio::time::timeout(within, upgrade).await else {
+            return;
+        };
+        self.ticket.is_tunnel();
+        let config = destination.config();
+        let from_backend = backend.take_rest();
+        let tunnel = Tunnel {
+            down: &mut TokioIo::new(upgraded),
+            up: &mut backend.stream,
+            to_down: Out::default(),
+            idle: self.visitor.settings.config.timeouts.idle,
+            drain: &config.drain,
+            farewell: self.ticket.farewell(),
+        };
+        let end = tunnel.run(&[], &from_backend).await;
+        self.record.status = 200;
+        self.record.tunnelled(end);
     }
 
     fn conclude(&mut self, end: End) {
@@ -349,6 +387,17 @@ impl Errand<'_> {
             self.record.status = status;
             let _gone = answer.send(own_answer(&self.record));
         }
+    }
+}
+
+impl Side for TokioIo<Upgraded> {
+    const BUFFERS: bool = true;
+
+    /// A stream that is dropped before its end is reset by hyper.
+    fn reset_on_close(&self) {}
+
+    fn was_reset(&self) -> bool {
+        false
     }
 }
 
