@@ -3,7 +3,7 @@
 //! Connections that workers have directly are finished too, as far as the kernel tells of them;
 //! they are cut by the end of their worker.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,12 @@ impl App {
             humantime::format_duration(deadline)
         );
         tokio::join!(close_all(self.doors.values()), self.directs.close());
+        for listener in self.listeners.values() {
+            let which = Cut::Listener(Arc::clone(listener));
+            self.plane
+                .ask_to_leave(&which, listener.drain().spread)
+                .await;
+        }
         self.finish_connections(deadline, &mut signals).await;
         self.shutdown.cancel();
         self.stop_workers(signals).await;

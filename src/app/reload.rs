@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, Slot},
-    config::{Config, Mode},
+    config::{Config, Drain, Mode},
     proxy::{BoundGroup, Cut, Listener},
 };
 
@@ -78,7 +78,7 @@ impl App {
                 .await;
             let cluster = running.cluster().clone();
             let supervisor = running.take_idle_supervisor();
-            let drain = before.config.drain.timeout;
+            let drain = &before.config.drain;
             let now = cluster.load();
             let left: Vec<_> = before
                 .entries
@@ -87,8 +87,9 @@ impl App {
                 .map(|entry| Arc::clone(&entry.slot))
                 .collect();
             for slot in left {
-                self.let_go_of_slot(cluster.clone(), slot, drain);
+                self.let_go_of_slot(cluster.clone(), slot, drain.clone());
             }
+            let drain = drain.timeout;
             if let Some(supervisor) = supervisor {
                 let shutdown = self.shutdown.clone();
                 self.leaving.spawn(async move {
@@ -144,7 +145,7 @@ impl App {
         self.clusters = stay;
         for running in leave.into_values() {
             let snapshot = running.cluster().load();
-            let drain = snapshot.config.drain.timeout;
+            let drain = snapshot.config.drain.clone();
             let slots: Vec<_> = snapshot
                 .entries
                 .iter()
@@ -157,7 +158,12 @@ impl App {
                         wait_until_idle(slot).await;
                     }
                 };
-                let _ended = shutdown.run_until_cancelled(timeout(drain, idle)).await;
+                for slot in &slots {
+                    let which = Cut::Slot(Arc::clone(&slot.stats));
+                    plane.ask_to_leave(&which, drain.spread).await;
+                }
+                let idle = timeout(drain.timeout, idle);
+                let _ended = shutdown.run_until_cancelled(idle).await;
                 for slot in slots {
                     plane.cut(Cut::Slot(Arc::clone(&slot.stats))).await;
                 }
@@ -168,29 +174,33 @@ impl App {
 
     /// Lets the connections of a removed listener run on for its cluster's drain timeout.
     fn let_go_of_listener(&self, listener: Arc<Listener>) {
-        let drain = listener.drain_timeout();
+        let drain = listener.drain();
         let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
         self.leaving.spawn(async move {
-            let idle = timeout(drain, listener.wait_until_idle());
+            let which = Cut::Listener(Arc::clone(&listener));
+            plane.ask_to_leave(&which, drain.spread).await;
+            let idle = timeout(drain.timeout, listener.wait_until_idle());
             if let Some(Err(_)) = shutdown.run_until_cancelled(idle).await {
                 info!(
                     listener = &**listener.name(),
                     "cutting what is left of a removed listener"
                 );
-                plane.cut(Cut::Listener(listener)).await;
+                plane.cut(which).await;
             }
         });
     }
 
     /// Lets the connections of a removed slot run on for the drain timeout, unless it comes back.
-    fn let_go_of_slot(&self, cluster: Cluster, slot: Arc<Slot>, drain: Duration) {
+    fn let_go_of_slot(&self, cluster: Cluster, slot: Arc<Slot>, drain: Drain) {
         let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
         self.leaving.spawn(async move {
-            let idle = timeout(drain, wait_until_idle(&slot));
+            let which = Cut::Slot(Arc::clone(&slot.stats));
+            plane.ask_to_leave(&which, drain.spread).await;
+            let idle = timeout(drain.timeout, wait_until_idle(&slot));
             let overtime = matches!(shutdown.run_until_cancelled(idle).await, Some(Err(_)));
             if overtime && cluster.load().entry(&slot.name).is_none() {
                 info!(slot = %slot.name, "cutting what is left of a removed slot");
-                plane.cut(Cut::Slot(Arc::clone(&slot.stats))).await;
+                plane.cut(which).await;
             }
         });
     }

@@ -134,9 +134,6 @@ async fn served<D: Downstream>(
             listener: Arc::clone(listener),
             settings: Arc::clone(settings),
             client: record.client(),
-            local: early
-                .destination
-                .or_else(|| client.socket().local_addr().ok()),
             is_encrypted: secured.is_some(),
             certificate: certificate.map(Arc::from),
         });

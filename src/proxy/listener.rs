@@ -1,6 +1,6 @@
 //! A front door: its settings and its counts.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
@@ -8,7 +8,11 @@ use super::{
     admit::{Clients, Gauge},
     identify::Complaints,
 };
-use crate::{cluster::Cluster, config, tls::Acceptor};
+use crate::{
+    cluster::Cluster,
+    config::{self, Drain},
+    tls::Acceptor,
+};
 
 /// A front door: what its connections share. The addresses that lead to it are
 /// [`Door`](super::Door)s.
@@ -87,10 +91,10 @@ impl Listener {
         self.open.wait_until_none().await;
     }
 
-    /// For how long its connections may run on when it is removed.
+    /// How its connections are ended when it is removed.
     #[must_use]
-    pub fn drain_timeout(&self) -> Duration {
-        self.settings().cluster.load().config.drain.timeout
+    pub fn drain(&self) -> Drain {
+        self.settings().cluster.load().config.drain.clone()
     }
 
     /// What new connections are treated by.

@@ -35,3 +35,4 @@ mod supervisor;
 mod support;
 mod tidy;
 mod tls;
+mod websocket;

@@ -12,12 +12,17 @@ use std::{
 };
 
 use http::Request as HttpRequest;
-use hyper::{body::Incoming, rt::Executor, server::conn::http2::Builder, service::service_fn};
+use hyper::{
+    body::Incoming,
+    rt::Executor,
+    server::conn::http2::{Builder, Connection},
+    service::{HttpService, service_fn},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Notify, oneshot},
-    time::{Instant, timeout_at},
+    time::timeout,
 };
 
 use super::{
@@ -26,9 +31,10 @@ use super::{
         registry::{self, Farewell},
         relay::Side,
     },
-    stream::{self, Answered},
+    stream::{self, Answered, Body},
     visitor::Visitor,
 };
+use crate::config;
 
 /// What a client's connection begins with when it speaks HTTP/2 (RFC 9113 §3.4), as far as it
 /// looks like the head of a request.
@@ -43,6 +49,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// What the client may send of each body before it is taken, and of all of them.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// For requests to end whose connection has.
+const LAST: Duration = Duration::from_secs(2);
 /// What of each response waits for the client.
 const SEND_BUFFER: usize = 64 * 1024;
 
@@ -75,28 +83,59 @@ pub(super) async fn serve<S: Side>(
         .auto_date_header(false)
         .enable_connect_protocol();
     let io = TokioIo::new(Rewound { early, stream });
-    let mut connection = pin!(builder.serve_connection(io, service));
+    let connection = pin!(builder.serve_connection(io, service));
+    drive(connection, config, &requests, &farewell).await;
+    // Their streams are gone, which each of them notices.
+    let _stuck = timeout(LAST, requests.none_open()).await;
+    requests.total()
+}
+
+/// Drives a connection until it is over, or until nothing was asked on it for long.
+async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    config: &config::Listener,
+    requests: &Requests,
+    farewell: &Farewell,
+) where
+    C: Graceful,
+{
     let mut patience = config.timeouts.header;
     let mut is_leaving = false;
     loop {
         let idle = requests.idle_for(patience);
         tokio::select! {
             biased;
-            _over = connection.as_mut() => return requests.total(),
+            _over = connection.as_mut() => return,
             () = farewell.wait(), if !is_leaving => {
                 is_leaving = true;
-                connection.as_mut().graceful_shutdown();
+                connection.as_mut().say_goodbye();
                 continue;
             }
             () = idle => {}
         }
         patience = config.timeouts.keepalive;
         if requests.open() == 0 {
-            connection.as_mut().graceful_shutdown();
-            let farewell = Instant::now() + config.timeouts.header;
-            let _over = timeout_at(farewell, connection).await;
-            return requests.total();
+            connection.as_mut().say_goodbye();
+            let _over = timeout(config.timeouts.header, connection).await;
+            return;
         }
+    }
+}
+
+/// A connection that can be asked to end when its requests have (GOAWAY).
+trait Graceful: Future {
+    fn say_goodbye(self: Pin<&mut Self>);
+}
+
+impl<I, S> Graceful for Connection<I, S, OnThisThread>
+where
+    S: HttpService<Incoming, ResBody = Body>,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
+    fn say_goodbye(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
     }
 }
 
@@ -142,14 +181,21 @@ impl Requests {
         self.total.load(Relaxed) as u64
     }
 
+    async fn none_open(&self) {
+        loop {
+            let ended = self.none_open.notified();
+            if self.open() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
     /// Waits until no request has been open for this long.
     async fn idle_for(&self, patience: Duration) {
         loop {
             let before = self.total();
-            let ended = self.none_open.notified();
-            if self.open() > 0 {
-                ended.await;
-            }
+            self.none_open().await;
             tokio::time::sleep(patience).await;
             if self.open() == 0 && self.total() == before {
                 return;

@@ -340,12 +340,12 @@ impl Errand<'_> {
 
     /// Carries the WebSocket that the stream has become.
     async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
-        self.record.outcome = Outcome::CLIENT_GONE;
         let Some(upgrade) = self.upgrade.take() else {
             return;
         };
         let within = self.visitor.settings.config.timeouts.header;
         let Ok(Ok(upgraded)) = tokio::time::timeout(within, upgrade).await else {
+            self.record.outcome = Outcome::CLIENT_GONE;
             return;
         };
         self.ticket.is_tunnel();
@@ -366,7 +366,8 @@ impl Errand<'_> {
 
     fn conclude(&mut self, end: End) {
         match end {
-            End::Done | End::Switched => self.record.outcome = Outcome::DONE,
+            End::Done => self.record.outcome = Outcome::DONE,
+            End::Switched => {}
             End::ClientGone => self.record.outcome = Outcome::CLIENT_GONE,
             End::Refused(refusal) => {
                 self.reply(refusal.status, Outcome::new("client", refusal.why));

@@ -11,8 +11,6 @@ pub(in super::super) struct Visitor {
     pub(in super::super) settings: Arc<Settings>,
     /// Who is connected: the peer, or whom a PROXY header named.
     pub(in super::super) client: SocketAddr,
-    /// Where the client connected to.
-    pub(in super::super) local: Option<SocketAddr>,
     /// It came over TLS.
     pub(in super::super) is_encrypted: bool,
     /// The certificate that the client showed (DER).
