@@ -21,6 +21,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     (
         "app",
         &[
+            "affinity",
             "cluster",
             "config",
             "direct",

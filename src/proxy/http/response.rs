@@ -37,11 +37,8 @@ impl<'a> Response<'a> {
                         return Err(NotHttp);
                     }
                 }
-                Kind::TransferEncoding => {
-                    if transfer.replace(field.value).is_some() {
-                        return Err(NotHttp);
-                    }
-                }
+                Kind::TransferEncoding if transfer.is_some() => return Err(NotHttp),
+                Kind::TransferEncoding => transfer = Some(field.value),
                 Kind::Upgrade => {
                     let websockets =
                         list(field.value).filter(|t| t.eq_ignore_ascii_case(b"websocket"));

@@ -1,19 +1,18 @@
 //! One request of an HTTP/2 connection: a task of its own, which speaks HTTP/1.1 to the backend
 //! and hands the response to hyper piece by piece.
 
+mod exchange;
+
 use std::{
-    collections::VecDeque,
-    future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
+    task::{Context, Poll},
 };
 
-use futures_util::{FutureExt as _, future::BoxFuture};
+use futures_util::FutureExt as _;
 use http::{
     HeaderName, HeaderValue, Request as HttpRequest, Response as HttpResponse, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_TYPE, RETRY_AFTER},
     request::Parts,
 };
 use hyper::{
@@ -28,6 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::PollSender;
 
+use self::exchange::{Download, Exchange, Upload};
 use super::{
     super::{
         connect::Connected,
@@ -35,23 +35,20 @@ use super::{
         registry::Ticket,
         relay::Side,
     },
-    backend::{Backend, Failure, Receiver},
-    body::{Encoder, is_private_trailer},
-    deadline::{Deadline, NEVER},
-    dispatch::{Destination, Dispatch, Extra, new_id, request_id},
+    backend::Backend,
+    body::Encoder,
+    deadline::Deadline,
+    dispatch::{Destination, Dispatch, new_id, request_id},
     exchange::End,
-    fields,
     head::{Field, RequestHead, Version},
     out::Out,
     pool::Place,
     record::{Outcome, RequestRecord},
     refusal::{Refusal, reason_phrase},
     request::{Request, Terms},
-    response::Response,
     visitor::Visitor,
     websocket::Tunnel,
 };
-use crate::config::Timeouts;
 
 /// A response as hyper takes it.
 pub(super) type Answered = HttpResponse<Body>;
@@ -221,18 +218,6 @@ struct Errand<'a> {
     upgrade: Option<OnUpgrade>,
 }
 
-/// The request's body on its way.
-struct Upload {
-    body: Incoming,
-    encoder: Encoder,
-    /// Bytes that may still come.
-    left: u64,
-    is_done: bool,
-    /// The backend takes no more of it.
-    is_broken: bool,
-    bytes: u64,
-}
-
 impl Errand<'_> {
     /// Finds the request's home, and carries request and response.
     async fn run(&mut self, destination: &Destination, mut out: Out) {
@@ -399,241 +384,5 @@ impl Side for TokioIo<Upgraded> {
 
     fn was_reset(&self) -> bool {
         false
-    }
-}
-
-/// Request and response, carried both ways at once.
-struct Exchange<'a> {
-    backend: Backend,
-    terms: &'a Terms,
-    upload: &'a mut Upload,
-    deadline: Deadline,
-    timeouts: &'a Timeouts,
-    /// For the response to begin.
-    response: Option<Duration>,
-    extra: Extra,
-    answer: Option<oneshot::Sender<Answered>>,
-    /// Goes to hyper with the head.
-    receiver: Option<mpsc::Receiver<Result<Frame<Bytes>, Broken>>>,
-    /// Ready when hyper has dropped the response.
-    closed: BoxFuture<'static, ()>,
-    frames: PollSender<Result<Frame<Bytes>, Broken>>,
-    download: Download,
-}
-
-/// What the backend said that is not handed on yet.
-#[derive(Default)]
-struct Download {
-    head: Option<HttpResponse<bool>>,
-    queue: VecDeque<Frame<Bytes>>,
-    status: u16,
-    bytes: u64,
-}
-
-impl Exchange<'_> {
-    async fn run(&mut self) -> End {
-        self.deadline.set(Instant::now() + self.patience().0);
-        poll_fn(|cx| self.poll(cx)).await
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let progress = |this: &Self| {
-            (
-                this.upload.bytes,
-                this.download.bytes,
-                this.answer.is_some(),
-            )
-        };
-        let before = progress(self);
-        let gone = match &mut self.answer {
-            Some(answer) => answer.poll_closed(cx),
-            None => self.closed.poll_unpin(cx),
-        };
-        if gone.is_ready() {
-            return Poll::Ready(End::ClientGone);
-        }
-        if let Err(end) = self.poll_upload(cx) {
-            return Poll::Ready(end);
-        }
-        if let Poll::Ready(end) = self.poll_download(cx) {
-            return Poll::Ready(end);
-        }
-        if before != progress(self) {
-            self.deadline.set(Instant::now() + self.patience().0);
-        }
-        self.deadline.poll(cx).map(|()| self.patience().1)
-    }
-
-    /// How long the present state may last, and what it is called when it lasted longer.
-    fn patience(&self) -> (Duration, End) {
-        let timeouts = self.timeouts;
-        if !self.download.queue.is_empty() {
-            (timeouts.body, End::SlowClient)
-        } else if self.backend.has_begun() {
-            (timeouts.idle.unwrap_or(NEVER), End::Idle)
-        } else if !self.upload.is_done && !self.backend.out.is_waiting() && !self.upload.is_broken {
-            (timeouts.body, End::Refused(Refusal::TIMEOUT))
-        } else {
-            (self.response.unwrap_or(NEVER), End::ResponseTimeout)
-        }
-    }
-
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let Self {
-            upload, backend, ..
-        } = self;
-        while !upload.is_broken {
-            match backend.poll_flush(cx) {
-                Poll::Ready(Ok(())) => {}
-                // It may have said why before it went: the response tells.
-                Poll::Ready(Err(_)) => upload.is_broken = true,
-                Poll::Pending => return Ok(()),
-            }
-            if upload.is_done || self.terms.websocket.is_some() {
-                return Ok(());
-            }
-            match Pin::new(&mut upload.body).poll_frame(cx) {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(Some(Ok(frame))) => upload.take(cx, backend, frame)?,
-                Poll::Ready(Some(Err(_))) => return Err(End::ClientGone),
-                Poll::Ready(None) => upload.end(backend, &[]),
-            }
-        }
-        Ok(())
-    }
-
-    fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        loop {
-            while !self.download.queue.is_empty() {
-                if ready!(self.frames.poll_reserve(cx)).is_err() {
-                    return Poll::Ready(End::ClientGone);
-                }
-                if let Some(frame) = self.download.queue.pop_front()
-                    && self.frames.send_item(Ok(frame)).is_err()
-                {
-                    return Poll::Ready(End::ClientGone);
-                }
-            }
-            let read = self
-                .backend
-                .poll_response(cx, self.terms, &mut self.download);
-            if let Some(head) = self.download.head.take()
-                && !self.answer(head)
-            {
-                return Poll::Ready(End::ClientGone);
-            }
-            match ready!(read) {
-                Ok(true) if self.download.status == 101 => return Poll::Ready(End::Switched),
-                Ok(true) if self.download.queue.is_empty() => return Poll::Ready(End::Done),
-                Ok(_) => {}
-                Err(_) if self.download.status != 0 => return Poll::Ready(End::Broken),
-                Err(Failure::Gone) => return Poll::Ready(End::BackendGone),
-                Err(Failure::NotHttp) => return Poll::Ready(End::NotHttp),
-            }
-        }
-    }
-
-    /// Hands the head on; false when nobody wants it any more.
-    fn answer(&mut self, head: HttpResponse<bool>) -> bool {
-        let receiver = self.receiver.take();
-        let mut answer = head.map(|has_body| Body(receiver.filter(|_| has_body)));
-        self.extra.insert(answer.headers_mut());
-        let sender = self.answer.take();
-        sender.is_some_and(|sender| sender.send(answer).is_ok())
-    }
-}
-
-impl Upload {
-    fn take(
-        &mut self,
-        cx: &mut Context<'_>,
-        backend: &mut Backend,
-        frame: Frame<Bytes>,
-    ) -> Result<(), End> {
-        let frame = match frame.into_data() {
-            Ok(data) => {
-                let len = data.len() as u64;
-                self.left = self
-                    .left
-                    .checked_sub(len)
-                    .ok_or(End::Refused(Refusal::BODY))?;
-                self.bytes += len;
-                if len > 0 {
-                    self.is_broken |= backend.data(cx, self.encoder, &data).is_err();
-                }
-                return Ok(());
-            }
-            Err(frame) => frame,
-        };
-        if let Ok(trailers) = frame.into_trailers() {
-            let mut lines = Vec::new();
-            for (name, value) in &trailers {
-                if !is_private_trailer(name.as_str()) {
-                    fields::write(&mut lines, name.as_str(), value.as_bytes());
-                }
-            }
-            self.end(backend, &lines);
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, backend: &mut Backend, trailers: &[u8]) {
-        self.encoder.end(backend.out.buffer(), trailers);
-        self.is_done = true;
-    }
-}
-
-impl Receiver for Download {
-    fn head(&mut self, response: &Response<'_>) {
-        if response.is_interim() {
-            // hyper has no way to send one.
-            return;
-        }
-        self.status = response.head.status;
-        let is_switch = self.status == 101;
-        let status = if is_switch { 200 } else { self.status };
-        let has_body = !response.framing.is_empty() || is_switch;
-        let mut head = HttpResponse::new(has_body);
-        *head.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-        for (name, value) in response.fields() {
-            if is_switch && name.eq_ignore_ascii_case("sec-websocket-accept") {
-                continue;
-            }
-            let name = HeaderName::from_bytes(name.as_bytes());
-            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
-                head.headers_mut().append(name, value);
-            }
-        }
-        if let (Some(length), false) = (response.length(), is_switch) {
-            head.headers_mut().insert(CONTENT_LENGTH, length.into());
-        }
-        self.head = Some(head);
-    }
-
-    fn data(&mut self, _cx: &mut Context<'_>, data: &[u8]) {
-        self.bytes += data.len() as u64;
-        self.queue
-            .push_back(Frame::data(Bytes::copy_from_slice(data)));
-    }
-
-    fn end(&mut self, trailers: &[u8]) {
-        let mut room = [httparse::EMPTY_HEADER; 32];
-        let mut lines = trailers.to_vec();
-        lines.extend_from_slice(b"\r\n");
-        let Ok(httparse::Status::Complete((_, fields))) =
-            httparse::parse_headers(&lines, &mut room)
-        else {
-            return;
-        };
-        let mut map = http::HeaderMap::new();
-        for field in fields.iter() {
-            let name = HeaderName::from_bytes(field.name.as_bytes());
-            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) {
-                map.append(name, value);
-            }
-        }
-        if !map.is_empty() {
-            self.queue.push_back(Frame::trailers(map));
-        }
     }
 }

@@ -342,7 +342,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
     }
 
     /// The backend has ended its stream, and all of it is passed on.
-    fn after_backend(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+    fn after_backend(&mut self, cx: &Context<'_>) -> Poll<Over> {
         let said = self.downward.close.is_some() || self.client_ended;
         match self.phase {
             Phase::Open | Phase::Leaving if !said && self.downward.is_between_frames() => {
@@ -360,7 +360,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
     }
 
     /// The backend's connection was reset.
-    fn backend_lost(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+    fn backend_lost(&mut self, cx: &Context<'_>) -> Poll<Over> {
         self.backend_ended = true;
         self.to_up = Out::default();
         match self.phase {
@@ -395,7 +395,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
         let (client, backend) = (self.upward.close, self.downward.close);
         if self.first_close.is_none() {
             let backend = backend.map(|code| ("backend", code));
-            self.first_close = backend.or(client.map(|code| ("client", code)));
+            self.first_close = backend.or_else(|| client.map(|code| ("client", code)));
         }
         if self.phase == Phase::Open && client.is_some() && backend.is_some() {
             self.phase = Phase::Ending;
