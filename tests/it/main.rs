@@ -20,6 +20,7 @@ mod exhaustion;
 mod health;
 mod http;
 mod http_affinity;
+mod http_crowds;
 mod kernel;
 mod languages;
 mod node;

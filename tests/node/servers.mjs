@@ -59,6 +59,25 @@ const kinds = {
     const server = createServer();
     const io = new Server(server, { connectionStateRecovery: undefined });
     io.on("connection", (socket) => socket.on("who", (answer) => answer(who())));
+    io.engine.on("connection_error", ({ code, message }) => console.log(`engine error ${code}: ${message}`));
+    server.listen(port);
+  },
+
+  // Never stops talking: messages of 64 KiB, compressed, in fragments that take their time.
+  async talks() {
+    const { WebSocketServer } = await import("ws");
+    const server = createServer();
+    const sockets = new WebSocketServer({ server, perMessageDeflate: { threshold: 0 } });
+    const text = Buffer.from("homescar ".repeat(2000).slice(0, 16 * 1024));
+    sockets.on("connection", (socket) => {
+      let sent = 0;
+      const next = () => {
+        if (socket.readyState !== socket.OPEN) return;
+        socket.send(text, { fin: ++sent % 4 === 0, compress: true, binary: true });
+        setTimeout(next, 500 + Math.random() * 500);
+      };
+      next();
+    });
     server.listen(port);
   },
 
