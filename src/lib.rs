@@ -26,6 +26,15 @@
 //! `proxy/relay.rs` carries until both sides are done → `proxy/record.rs` says how it ended.
 //! `proxy/connection.rs` is that line as code.
 //!
+//! # The life of a request
+//!
+//! In HTTP mode a connection brings requests: `proxy/http/client.rs` reads a head →
+//! `proxy/http/request.rs` judges it → `proxy/http/dispatch.rs` decides, on what only HTTP knows →
+//! `proxy/connect.rs` finds the backend, or a kept connection to it → `proxy/http/exchange.rs` carries
+//! both ways → `proxy/http/record.rs`. `proxy/http/http1.rs` is that line as code;
+//! `proxy/http/stream.rs` is the same for a stream of HTTP/2, which hyper reads. A WebSocket becomes
+//! a tunnel, `proxy/http/websocket/`.
+//!
 //! # The life of a worker
 //!
 //! [`supervisor`] spawns it and reports `Started`; it says `READY=1`, or listens (a Node worker,
@@ -68,7 +77,8 @@
 //! 3. `affinity` and every state machine take time and randomness as arguments.
 //! 4. Every task has an owner that can await or cut it; every queue and loop has a bound; every
 //!    wait has a deadline.
-//! 5. Every accepted connection yields exactly one record, also when it is cut.
+//! 5. Every accepted connection, or in HTTP mode every request of it, yields exactly one record,
+//!    also when it is cut.
 //! 6. A slot's identity is its name: weight, health, address and pid are not part of it.
 //! 7. Only `main` decides the exit code.
 

@@ -16,7 +16,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "CONTRACT", default_value = "auto")]
     contract: ContractChoice,
     /// How clients are brought to it: `direct` (the kernel hands them over; needs contract `fd` or
-    /// `node`) or `tcp` (a relay) [default: direct where it can be]
+    /// `node`), `tcp` (a relay) or `http` (request by request) [default: direct where it can be,
+    /// else tcp]
     #[arg(long, value_name = "MODE")]
     mode: Option<Mode>,
     #[command(flatten)]

@@ -21,6 +21,8 @@ mod health;
 mod http;
 mod http_affinity;
 mod http_crowds;
+mod http_slow;
+mod http_table;
 mod kernel;
 mod languages;
 mod node;
