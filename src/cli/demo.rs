@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::IsTerminal as _,
     net::{Ipv6Addr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +15,10 @@ use tracing::warn;
 
 use super::{Exit, LogArguments, complain, complain_chain, complain_faults, serve};
 use crate::{
-    config::{Config, Drain, Facts, Log, LogLevel, ReadyBy, RunOptions, Source},
+    config::{
+        CertPair, Config, Drain, Facts, Key, Log, LogLevel, Mode, ReadyBy, RunOptions, Source, Tls,
+        TlsVersion,
+    },
     demo::{self, hub::Hub, worker::WorkerEnv},
 };
 
@@ -25,6 +30,9 @@ pub(super) struct Arguments {
     /// How many workers
     #[arg(short, long, value_name = "N", default_value_t = 4)]
     workers: usize,
+    /// Mode http with TLS (a certificate made for the occasion) and a cookie, in place of mode tcp
+    #[arg(long)]
+    tls: bool,
     #[command(flatten)]
     log: LogArguments,
 }
@@ -65,7 +73,18 @@ pub(super) fn run(arguments: Arguments) -> Exit {
         }
     };
     let hub = folder.path().join("hub.sock");
-    match config(arguments, &hub) {
+    let tls = match arguments
+        .tls
+        .then(|| certificate(folder.path()))
+        .transpose()
+    {
+        Ok(tls) => tls,
+        Err(error) => {
+            complain(format_args!("cannot make a certificate: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    match config(arguments, &hub, tls) {
         Ok(config) => serve::with_runtime(with_hub(hub, config)),
         Err(exit) => exit,
     }
@@ -94,10 +113,27 @@ async fn with_hub(path: PathBuf, config: Config) -> Exit {
     exit
 }
 
-fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
+/// A certificate for this machine that nobody but its maker has signed, in a folder of ours alone.
+fn certificate(folder: &Path) -> Result<Tls, Box<dyn std::error::Error>> {
+    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let made = rcgen::generate_simple_self_signed(names)?;
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    fs::write(&cert, made.cert.pem())?;
+    fs::write(&key, made.signing_key.serialize_pem())?;
+    Ok(Tls {
+        certs: vec![CertPair { cert, key }],
+        client_ca: None,
+        client_optional: false,
+        min_version: TlsVersion::V12,
+        alpn: ["h2", "http/1.1"].map(str::to_owned).into(),
+    })
+}
+
+fn config(arguments: Arguments, hub: &Path, tls: Option<Tls>) -> Result<Config, Exit> {
     let Arguments {
         mut listen,
         workers,
+        tls: _,
         log,
     } = arguments;
     let log = log.options().over(Log::default());
@@ -127,10 +163,14 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
         cluster.name = demo::CLUSTER.into();
         cluster.drain = Drain {
             timeout: DRAIN,
+            spread: DRAIN / 2,
             ..Drain::default()
         };
+        if tls.is_some() {
+            cluster.affinity.key = Key::Cookie(Arc::default());
+        }
         if let Source::Workers(workers) = &mut cluster.source {
-            let workers = std::sync::Arc::make_mut(workers);
+            let workers = Arc::make_mut(workers);
             workers.env = BTreeMap::from([(demo::HUB_VAR.into(), hub.display().to_string())]);
             workers.ready = ReadyBy::Notify;
             workers.watchdog = Some(WATCHDOG);
@@ -139,6 +179,10 @@ fn config(arguments: Arguments, hub: &std::path::Path) -> Result<Config, Exit> {
     }
     for listener in &mut config.listeners {
         listener.cluster = demo::CLUSTER.into();
+        if let Some(tls) = &tls {
+            listener.mode = Mode::Http;
+            listener.tls = Some(Arc::new(tls.clone()));
+        }
     }
     Ok(config)
 }
@@ -153,9 +197,20 @@ fn invite(config: &Config) {
         return;
     }
     let pages = config.listeners.iter().flat_map(|listener| &listener.bind);
-    let pages: Vec<_> = pages.map(|bind| format!("http://{}", bind.addr)).collect();
+    let is_encrypted = config
+        .listeners
+        .iter()
+        .any(|listener| listener.tls.is_some());
+    let scheme = if is_encrypted { "https" } else { "http" };
+    let pages: Vec<_> = pages
+        .map(|bind| format!("{scheme}://{}", bind.addr))
+        .collect();
+    let warning = match is_encrypted {
+        true => "\n  The browser will warn: nobody but homescar has signed the certificate.",
+        false => "",
+    };
     eprintln!(
-        "\n  Open {} in a browser: each address is another client, with its own worker.\n  \
+        "\n  Open {} in a browser: each address is another client, with its own worker.{warning}\n  \
          Ctrl-C ends it all.\n",
         pages.join(" and ")
     );

@@ -36,7 +36,8 @@ use tracing::{debug, warn};
 
 use super::{
     hash::{HashError, Place},
-    page, session,
+    page,
+    session::{self, Front},
     worker::Worker,
 };
 
@@ -181,11 +182,12 @@ fn upgrade(worker: Arc<Worker>, mut request: Request<Incoming>) -> Answer {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "this worker is full");
     }
     let accept = derive_accept_key(key.as_bytes());
+    let front = Front::of(headers);
     let upgrading = hyper::upgrade::on(&mut request);
     let tasks = worker.tasks.clone();
     tasks.spawn(async move {
         match upgrading.await {
-            Ok(upgraded) => session::serve(worker, upgraded).await,
+            Ok(upgraded) => session::serve(worker, upgraded, front).await,
             Err(error) => debug!(%error, "a client left in the middle of its upgrade"),
         }
     });

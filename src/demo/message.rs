@@ -61,6 +61,8 @@ pub(super) enum ToPage<'a> {
         pid: u32,
         threads: usize,
         queue: usize,
+        /// `http` or `tcp`: how the front carries this connection.
+        mode: &'static str,
     },
     /// What joins the workers, and whether it does now.
     Bus {

@@ -9,7 +9,11 @@ use std::{
 };
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use hyper::upgrade::Upgraded;
+use hyper::{
+    HeaderMap,
+    header::{HeaderValue, VIA},
+    upgrade::Upgraded,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -45,8 +49,35 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
+/// What brought a client here, as far as its request tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Front {
+    /// One that reads HTTP.
+    Http,
+    /// One that does not.
+    Tcp,
+}
+
+impl Front {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut via = headers.get_all(VIA).iter();
+        let is_homescar = |value: &HeaderValue| value.as_bytes().ends_with(b"homescar");
+        match via.any(is_homescar) {
+            true => Self::Http,
+            false => Self::Tcp,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
 /// Serves the WebSocket that `upgraded` has become.
-pub(super) async fn serve(worker: Arc<Worker>, upgraded: Upgraded) {
+pub(super) async fn serve(worker: Arc<Worker>, upgraded: Upgraded, front: Front) {
     let config = WebSocketConfig::default()
         .max_message_size(Some(MESSAGE_AT_MOST))
         .max_frame_size(Some(MESSAGE_AT_MOST))
@@ -69,6 +100,7 @@ pub(super) async fn serve(worker: Arc<Worker>, upgraded: Upgraded) {
             pid: std::process::id(),
             threads: pool.threads,
             queue: pool.queue_limit,
+            mode: front.as_str(),
         }
         .encode(),
     );

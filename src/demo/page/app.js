@@ -91,7 +91,18 @@ const handlers = {
 
 // ---- Who serves me ----
 
-function arrived({ slot, generation, pid, threads, queue }) {
+// What this page came by, and how the front carries it.
+function showFront(mode) {
+  const [page] = performance.getEntriesByType('navigation');
+  const names = { h2: 'HTTP/2', 'http/1.1': 'HTTP/1.1' };
+  const protocol = names[page?.nextHopProtocol] ?? page?.nextHopProtocol ?? 'HTTP';
+  const tls = location.protocol === 'https:' ? ', TLS' : '';
+  $('front').hidden = false;
+  setPill('front', true, `mode ${mode} · ${protocol}${tls}`);
+}
+
+function arrived({ slot, generation, pid, threads, queue, mode }) {
+  showFront(mode);
   const before = home;
   home = { slot, generation, pid, here: true };
   $('slot').textContent = slot;

@@ -100,6 +100,7 @@ impl Chromium {
         }
         let mut capabilities = serde_json::Map::new();
         capabilities.insert("goog:chromeOptions".to_owned(), options);
+        capabilities.insert("acceptInsecureCerts".to_owned(), true.into());
         within("a window", async {
             ClientBuilder::new(HttpConnector::new())
                 .capabilities(capabilities)

@@ -20,15 +20,20 @@ const WORKERS: usize = 4;
 /// The demo on a free port of both loopback addresses: a browser on this machine comes from one
 /// or the other, and so is two clients.
 async fn demo(env: &[(&str, &str)]) -> (Homescar, String, String) {
+    start("http", &[], env).await
+}
+
+async fn start(scheme: &str, more: &[&str], env: &[(&str, &str)]) -> (Homescar, String, String) {
     let mut arguments = vec!["demo", "--log-format", "json"];
     arguments.extend(["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]);
+    arguments.extend(more);
     let homescar = Homescar::command(&arguments, env);
     homescar.all_ready("chat", WORKERS).await;
     let urls: Vec<_> = homescar
         .addresses("web", 2)
         .await
         .iter()
-        .map(|addr| format!("http://{addr}"))
+        .map(|addr| format!("{scheme}://{addr}"))
         .collect();
     (homescar, urls[0].clone(), urls[1].clone())
 }
@@ -105,6 +110,36 @@ async fn two_tabs_two_slots_a_kill_and_the_way_home() {
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
     ada.close().await.unwrap();
     ben.close().await.unwrap();
+}
+
+/// The same over TLS: the page and its WebSocket by HTTP/2, the way home by a cookie.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_a_cookie_leads_home() {
+    let (mut homescar, v4, v6) = start("https", &["--tls"], &[]).await;
+    let chromium = Chromium::start().await;
+    let [ada, ben] = [chromium.window(WIDE).await, chromium.window(WIDE).await];
+    let at_ada = tour::visit(&ada, &v4).await;
+    tour::visit(&ben, &v6).await;
+    let front = "return document.getElementById('front-text').textContent";
+    let front = ada.execute(front, Vec::new()).await.unwrap();
+    assert_eq!(front, "mode http · HTTP/2, TLS");
+    tour::rename(&ada, "Ada").await;
+    tour::say(&ada, "hello over TLS").await;
+    tour::sees(&ben, "hello over TLS").await;
+    kill_and_come_home(&homescar, &ada).await;
+    // The window goes and comes: the cookie is what it brings.
+    assert_eq!(tour::visit(&ada, &v4).await.slot, at_ada.slot);
+    let by_cookie = |line: &serde_json::Value| line["key"] == "cookie" && line["status"] == 101;
+    let by_cookie_h2 = |line: &serde_json::Value| line["key"] == "cookie" && line["status"] == 200;
+    screenshot(&ada, "demo-tls").await;
+    ada.close().await.unwrap();
+    ben.close().await.unwrap();
+    homescar
+        .line("a record", |line| by_cookie(line) || by_cookie_h2(line))
+        .await;
+    homescar.signal(Signal::SIGINT);
+    let status = homescar.exit_within(Duration::from_secs(8)).await;
+    assert_eq!(status.code(), Some(0), "{}", homescar.tail());
 }
 
 /// With a real Redis as the bus, history and messages go through it.
