@@ -22,6 +22,8 @@ mod secure;
 
 pub use bind::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes};
 pub use door::Door;
+#[cfg(fuzzing)]
+pub use http::fuzzing;
 pub use listener::{Listener, Settings};
 pub use plane::DataPlane;
 pub use record::CloseReason;

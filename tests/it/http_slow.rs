@@ -1,6 +1,6 @@
 //! HTTP mode and those who take their time: each has a bound and a status, and costs only itself.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -90,16 +90,10 @@ async fn a_client_that_does_not_read_is_cut() {
     front.homescar.line("its record", is_slow).await;
 }
 
-#[tokio::test]
-async fn five_hundred_of_each_kind_do_not_harm_a_healthy_client() {
-    const EACH: usize = 500;
-    let times = "timeouts = { header = \"4s\", body = \"4s\" }";
-    let front = Front::start(times, "").await;
-    let address = front.address;
-    let body = vec![b'x'; 256 * 1024];
-    let mut servers = JoinSet::new();
+/// Clients that trickle a head, trickle a body, or do not read, `each` of them.
+fn crowd(address: SocketAddr, each: usize) -> JoinSet<()> {
     let mut crowd = JoinSet::new();
-    for index in 0..3 * EACH {
+    for index in 0..3 * each {
         crowd.spawn(async move {
             let mut client = TcpStream::connect(address).await.unwrap();
             let request: &[u8] = match index % 3 {
@@ -120,6 +114,18 @@ async fn five_hundred_of_each_kind_do_not_harm_a_healthy_client() {
             }
         });
     }
+    crowd
+}
+
+#[tokio::test]
+async fn five_hundred_of_each_kind_do_not_harm_a_healthy_client() {
+    const EACH: usize = 500;
+    let times = "timeouts = { header = \"4s\", body = \"4s\" }";
+    let front = Front::start(times, "").await;
+    let address = front.address;
+    let body = vec![b'x'; 256 * 1024];
+    let mut servers = JoinSet::new();
+    let _crowd = crowd(address, EACH);
     let healthy = async {
         let mut client = Peer(TcpStream::connect(address).await.unwrap());
         let until = Instant::now() + Duration::from_secs(6);

@@ -28,6 +28,7 @@ mod languages;
 mod node;
 mod pause;
 mod proxy_header;
+mod real_clients;
 mod relay;
 mod reload;
 mod same_name;

@@ -14,6 +14,12 @@ mod dispatch;
 mod exchange;
 mod fields;
 mod forwarded;
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(
+    not(fuzzing),
+    expect(unreachable_pub, reason = "the fuzz targets reach it")
+)]
+pub mod fuzzing;
 mod head;
 mod http1;
 mod http2;

@@ -50,7 +50,8 @@ impl<'a> Response<'a> {
                 _ => {}
             }
         }
-        if connection.names_framing || (length.is_some() && transfer.is_some()) {
+        if head.status < 100 || connection.names_framing || (length.is_some() && transfer.is_some())
+        {
             return Err(NotHttp);
         }
         if head.status == 101 {

@@ -1,5 +1,8 @@
 //! WebSocket: a tunnel that knows where frames begin and end, and nothing of what is in them.
 
+#[cfg(any(test, fuzzing))]
+pub(super) use self::frame::{Direction, Tracker};
+
 mod frame;
 mod tunnel;
 
