@@ -193,6 +193,7 @@ async fn a_scanner_of_tls_finds_nothing() {
     let report = site.folder.path().join("report.json");
     let report_path = report.display().to_string();
     let address = site.tls.replacen("https://", "", 1);
+    // Protocols, orders, forward secrecy, standard ciphers, certificate, known holes.
     let arguments = [
         "--quiet",
         "--color",
@@ -202,12 +203,12 @@ async fn a_scanner_of_tls_finds_nothing() {
         "--fast",
         "--jsonfile",
         &report_path,
-        "--protocols",
-        "--server-preference",
-        "--fs",
-        "--ciphers",
-        "--server-defaults",
-        "--vulnerable",
+        "-p",
+        "-P",
+        "-f",
+        "-s",
+        "-S",
+        "-U",
         &address,
     ];
     // Its status is the number of what it could not tell.
