@@ -19,6 +19,7 @@ mod drain;
 mod exhaustion;
 mod health;
 mod http;
+mod http2_floods;
 mod http_affinity;
 mod http_crowds;
 mod http_slow;
