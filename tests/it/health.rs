@@ -2,6 +2,7 @@
 
 use std::{fs, io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
+use futures_util::StreamExt as _;
 use homescar::{
     cluster::{Cluster, Event, Health, Skip, Snapshot},
     config::{self, Check, Contract, Source},
@@ -14,6 +15,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
+use tokio_tungstenite::accept_async;
 
 use crate::support::{
     DEADLINE, Log, Rig, ask, cluster_of, connect, is_alive, static_cluster, whoami, workers,
@@ -162,6 +164,51 @@ async fn any_expected_status_is_well() {
         snapshot.entries[0].backend.as_ref().unwrap().health == Health::Healthy
     };
     checked.until("healthy", healthy).await;
+}
+
+/// A WebSocket is opened, and a ping is answered: or not.
+#[tokio::test]
+async fn a_websocket_is_well_when_it_answers_a_ping() {
+    let chat = || {
+        checks(Check::Ws {
+            path: "/chat".to_owned(),
+        })
+    };
+    let is_healthy = |snapshot: &Snapshot| {
+        snapshot.entries[0].backend.as_ref().unwrap().health == Health::Healthy
+    };
+    for answers_pings in [true, false] {
+        let (server, addr) = listener();
+        let mut checked = Checked::start(addr, chat());
+        checked.tasks.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((stream, _)) = server.accept().await {
+                open.spawn(async move {
+                    let Ok(mut socket) = accept_async(stream).await else {
+                        return;
+                    };
+                    if answers_pings {
+                        // The library answers while it reads.
+                        while let Some(Ok(_)) = socket.next().await {}
+                    } else {
+                        std::future::pending::<()>().await;
+                    }
+                });
+            }
+        });
+        if answers_pings {
+            checked.until("healthy", is_healthy).await;
+        } else {
+            let expected = (false, "no answer within 100ms".to_owned());
+            assert_eq!(checked.unhealthy().await, expected);
+        }
+    }
+    let (server, addr) = listener();
+    let mut checked = Checked::start(addr, chat());
+    let refusal = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+    checked.tasks.spawn(answer_all(server, refusal));
+    let expected = "WebSocket /chat answered 404, expected 101";
+    assert_eq!(checked.unhealthy().await, (true, expected.to_owned()));
 }
 
 #[tokio::test]

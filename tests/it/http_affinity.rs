@@ -244,13 +244,8 @@ async fn a_header_or_a_parameter_decides_where_it_is_there() {
 #[tokio::test]
 async fn only_a_trusted_peer_says_who_the_client_is() {
     let site = Site::start("trusted = [\"127.0.0.1/32\"]", "").await;
-    let proxy = usize::MAX;
     let ask = async |forwarded: &str| {
         let socket = TcpStream::connect(site.address).await.unwrap();
-        assert!(
-            socket.local_addr().unwrap().ip().to_string() == "127.0.0.1",
-            "{proxy}"
-        );
         let mut peer = Peer(socket);
         peer.say(format!(
             "GET / HTTP/1.1\r\nHost: site\r\n{forwarded}Connection: close\r\n\r\n"
@@ -345,4 +340,61 @@ async fn a_client_whose_home_is_down_keeps_its_cookie() {
         assert!(tokio::time::Instant::now() < deadline, "it never came home");
     }
     eventually("records", SOON, || !site.homescar.log().is_empty()).await;
+}
+
+#[tokio::test]
+async fn requests_go_to_the_cluster_of_the_route_that_fits_best() {
+    let mut backends = JoinSet::new();
+    let mut clusters = String::new();
+    for name in ["web", "api", "deep", "other"] {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        clusters += &format!("[cluster.{name}]\nbackends = [\"{address}\"]\n");
+        backends.spawn(async move {
+            loop {
+                let (stream, _) = socket.accept().await.unwrap();
+                answer_all(stream, name).await;
+            }
+        });
+    }
+    let homescar = Homescar::serve(&format!(
+        r#"
+        [listener.web]
+        bind = "127.0.0.1:0"
+        mode = "http"
+        cluster = "web"
+        [[listener.web.route]]
+        path = "/api"
+        cluster = "api"
+        [[listener.web.route]]
+        path = "/api/deep"
+        cluster = "deep"
+        [[listener.web.route]]
+        host = "*.example.org"
+        cluster = "other"
+        {clusters}
+        "#
+    ));
+    let address = homescar.address("web").await;
+    for (host, target, expected) in [
+        ("a", "/", "web"),
+        ("a", "/apis", "web"),
+        ("a", "/api", "api"),
+        ("a:80", "/api/x?y", "api"),
+        ("a", "/api/deep/er", "deep"),
+        ("WWW.example.org:80", "/api", "other"),
+        ("example.org", "/", "web"),
+    ] {
+        let mut peer = Peer(TcpStream::connect(address).await.unwrap());
+        peer.say(format!(
+            "GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        ))
+        .await;
+        let all = peer.rest().await;
+        let body = all.split_once("\r\n\r\n").unwrap().1;
+        assert!(
+            body.starts_with(&format!("{expected}\n")),
+            "{host}{target}: {body}"
+        );
+    }
 }
