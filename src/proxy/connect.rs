@@ -133,6 +133,8 @@ pub(super) struct Search<'a> {
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) upstream: Upstream,
+    /// Where it leads, to keep it for.
+    pub(super) place: Place,
     /// It wants a PROXY header.
     pub(super) send_proxy: Option<ProxyVersion>,
     /// The connection carried a request before.
@@ -214,13 +216,14 @@ impl<'a> Search<'a> {
             journey.home = Some(Home::new(slot, backend.generation, backend.pid));
             Connected {
                 upstream,
+                place: Place::new(Arc::clone(&entry.slot.stats), Arc::clone(backend)),
                 send_proxy: snapshot.config.send_proxy,
                 is_reused,
             }
         };
         let wants_tls = snapshot.config.tls.is_some();
         if self.may_reuse {
-            let place = Place::new(Arc::clone(&entry.slot.stats), backend.generation);
+            let place = Place::new(Arc::clone(&entry.slot.stats), Arc::clone(backend));
             if let Some(upstream) = place.take()
                 && upstream.is_encrypted() == wants_tls
             {

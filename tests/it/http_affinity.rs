@@ -318,15 +318,9 @@ async fn a_client_whose_home_is_down_keeps_its_cookie() {
     let fields = format!("Cookie: {}\r\n", first.cookie().unwrap());
     let config = std::fs::read_to_string(site.homescar.config_file()).unwrap();
     // The slot stays, and leads nowhere for a while.
-    let named = format!("name = \"{}\", address = \"", first.name);
-    let at = config.find(&named).unwrap() + named.len();
-    let end = at + config[at..].find('"').unwrap();
-    let closed = {
-        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        socket.local_addr().unwrap().to_string()
-    };
-    let broken = format!("{}{closed}{}", &config[..at], &config[end..]);
-    site.homescar.reload(&broken).await;
+    site.homescar
+        .reload(&with_closed(&config, &first.name))
+        .await;
     let meanwhile = site.get_as(9, "/", &fields).await;
     assert_ne!(meanwhile.name, first.name);
     assert_eq!(meanwhile.cookie(), None, "its home comes back");
@@ -340,6 +334,32 @@ async fn a_client_whose_home_is_down_keeps_its_cookie() {
         assert!(tokio::time::Instant::now() < deadline, "it never came home");
     }
     eventually("records", SOON, || !site.homescar.log().is_empty()).await;
+}
+
+/// The configuration with a port where nobody listens for the backend of this name.
+fn with_closed(config: &str, name: &str) -> String {
+    let named = format!("name = \"{name}\", address = \"");
+    let at = config.find(&named).unwrap() + named.len();
+    let end = at + config[at..].find('"').unwrap();
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = socket.local_addr().unwrap();
+    format!("{}{closed}{}", &config[..at], &config[end..])
+}
+
+#[tokio::test]
+async fn kept_connections_to_an_address_that_a_reload_changed_are_of_no_use() {
+    let site = Site::start("", "affinity = { key = \"header:X-User\" }").await;
+    let fields = "X-User: ann\r\n";
+    let home = site.get("/", fields).await.name;
+    // Every thread has one to spare.
+    for _ in 0..32 {
+        assert_eq!(site.get("/", fields).await.name, home);
+    }
+    let config = std::fs::read_to_string(site.homescar.config_file()).unwrap();
+    site.homescar.reload(&with_closed(&config, &home)).await;
+    for _ in 0..8 {
+        assert_ne!(site.get("/", fields).await.name, home);
+    }
 }
 
 #[tokio::test]

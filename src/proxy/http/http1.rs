@@ -19,7 +19,6 @@ use super::{
     head::{RequestHead, Room, Version},
     http2,
     out::Out,
-    pool::Place,
     record::{Outcome, RequestRecord},
     refusal::{Refusal, reason_phrase},
     request::{Request, Terms},
@@ -207,7 +206,6 @@ impl<S: Side> Carriage<'_, S> {
             return Attempt::Over(self.answer(503, Outcome::new("proxy", "no_backend")));
         };
         self.ticket.goes_to(&home.slot().stats);
-        let place = Place::new(Arc::clone(&home.slot().stats), home.generation());
         let extra = destination.extra(&self.record.id, home);
         let may_stay = !self.ticket.farewell().was_said();
         let mut answer = Answer::new(&self.terms, &extra, may_stay);
@@ -243,7 +241,7 @@ impl<S: Side> Carriage<'_, S> {
                 self.record.outcome = Outcome::DONE;
                 let is_whole = self.upload.is_done();
                 if let Some(stream) = backend.into_reusable().filter(|_| is_whole) {
-                    place.keep(stream);
+                    connected.place.keep(stream);
                 }
                 Attempt::Over(match (is_whole, keep_alive) {
                     (true, true) => Next::Request,

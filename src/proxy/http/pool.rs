@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::super::connect::Upstream;
-use crate::cluster::SlotStats;
+use crate::cluster::{Backend, SlotStats};
 
 /// Less than what servers keep an idle connection for (Node: 5 s), so that they do not end it
 /// while a request is on its way.
@@ -27,11 +27,12 @@ thread_local! {
     static IDLERS: RefCell<HashMap<Place, Vec<Idler>>> = RefCell::default();
 }
 
-/// One generation of one slot. Its counters tell slots apart for life.
+/// One generation of one slot at one address, which a reload may change. The counters of a slot
+/// tell it apart for life.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Place {
     stats: Arc<SlotStats>,
-    generation: u32,
+    backend: Arc<Backend>,
 }
 
 #[derive(Debug)]
@@ -41,8 +42,8 @@ struct Idler {
 }
 
 impl Place {
-    pub(in super::super) const fn new(stats: Arc<SlotStats>, generation: u32) -> Self {
-        Self { stats, generation }
+    pub(in super::super) const fn new(stats: Arc<SlotStats>, backend: Arc<Backend>) -> Self {
+        Self { stats, backend }
     }
 
     /// The connection that was used last, if it is still there and silent.
@@ -92,7 +93,9 @@ fn is_silent(stream: &mut Upstream) -> bool {
 
 impl PartialEq for Place {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.stats, &other.stats) && self.generation == other.generation
+        Arc::ptr_eq(&self.stats, &other.stats)
+            && self.backend.generation == other.backend.generation
+            && self.backend.address == other.backend.address
     }
 }
 
@@ -101,6 +104,6 @@ impl Eq for Place {}
 impl std::hash::Hash for Place {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         Arc::as_ptr(&self.stats).hash(state);
-        self.generation.hash(state);
+        self.backend.generation.hash(state);
     }
 }

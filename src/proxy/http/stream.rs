@@ -42,7 +42,6 @@ use super::{
     exchange::End,
     head::{Field, RequestHead, Version},
     out::Out,
-    pool::Place,
     record::{Outcome, RequestRecord},
     refusal::{Refusal, reason_phrase},
     request::{Request, Terms},
@@ -269,7 +268,6 @@ impl Errand<'_> {
     ) -> Option<Out> {
         let home = self.record.journey.home.as_ref()?;
         self.ticket.goes_to(&home.slot().stats);
-        let place = Place::new(Arc::clone(&home.slot().stats), home.generation());
         let (sender, receiver) = mpsc::channel(1);
         let closed = sender.clone();
         let mut exchange = Exchange {
@@ -315,7 +313,7 @@ impl Errand<'_> {
             End::Switched => Box::pin(self.tunnel(destination, backend)).await,
             End::Done if self.upload.is_done => {
                 if let Some(stream) = backend.into_reusable() {
-                    place.keep(stream);
+                    connected.place.keep(stream);
                 }
             }
             _ => {}
