@@ -105,15 +105,15 @@ async fn two_thousand_websockets_are_told_to_go_one_after_the_other() {
     assert_eq!(seen["errors"], json!({}), "{seen}");
     assert_eq!(seen["codes"], json!({ "1012 restart": CLIENTS }), "{seen}");
     let tenths = seen["tenths"].as_object().unwrap();
-    // Each tenth of the window has its share, but for what a busy machine is late.
+    // A busy machine tells them late, never early: at no time have more been told than are due.
+    let mut told = 0;
     for second in 0..5 {
-        let told: u64 = (0..10)
-            .filter_map(|tenth| tenths.get(&(second * 10 + tenth).to_string())?.as_u64())
-            .sum();
-        assert!(
-            (100..=900).contains(&told),
-            "second {second}: {told} of {seen}"
-        );
+        for tenth in 0..10 {
+            let count = tenths.get(&(second * 10 + tenth).to_string());
+            told += count.and_then(Value::as_u64).unwrap_or(0);
+        }
+        let due = (second + 1) * 400;
+        assert!(told <= due + 200, "second {second}: {told} of {seen}");
     }
     soon("the end", homescar.exit()).await;
 }
