@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -15,8 +16,11 @@ use crate::{http::soon, support::homescar::Homescar};
 struct Front {
     homescar: Homescar,
     address: std::net::SocketAddr,
+    backend: std::net::SocketAddr,
     heard: Arc<Mutex<Vec<Vec<u8>>>>,
     answer: Arc<Mutex<Vec<u8>>>,
+    /// Connections that the backend accepted and that have not ended.
+    open: watch::Receiver<usize>,
     _backend: JoinSet<()>,
 }
 
@@ -25,6 +29,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 impl Front {
     async fn start() -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = socket.local_addr().unwrap();
         let homescar = Homescar::serve(&format!(
             r#"
             threads = 1
@@ -34,15 +39,15 @@ impl Front {
             cluster = "app"
             limits = {{ head_bytes = "4KiB", headers = 20, target_bytes = "1KiB", body_bytes = 1000 }}
             [cluster.app]
-            backends = ["{}"]
-            "#,
-            socket.local_addr().unwrap()
+            backends = ["{at}"]
+            "#
         ));
         let address = homescar.address("web").await;
         let heard = Arc::new(Mutex::new(Vec::new()));
         let answer = Arc::new(Mutex::new(OK.as_bytes().to_vec()));
         let mut backend = JoinSet::new();
         let (notes, words) = (Arc::clone(&heard), Arc::clone(&answer));
+        let (count, open) = watch::channel(0);
         backend.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -52,14 +57,21 @@ impl Front {
                     notes.push(Vec::new());
                     notes.len() - 1
                 };
-                connections.spawn(note(stream, index, Arc::clone(&notes), Arc::clone(&words)));
+                count.send_modify(|open| *open += 1);
+                let (notes, words, count) = (Arc::clone(&notes), Arc::clone(&words), count.clone());
+                connections.spawn(async move {
+                    note(stream, index, notes, words).await;
+                    count.send_modify(|open| *open -= 1);
+                });
             }
         });
         Self {
             homescar,
             address,
+            backend: at,
             heard,
             answer,
+            open,
             _backend: backend,
         }
     }
@@ -72,6 +84,21 @@ impl Front {
         // A reset after the answer is an end, too.
         let _end = soon("an end", client.read_to_end(&mut answer)).await;
         String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Waits until every connection to the backend has ended, and all that it carried is noted:
+    /// what was on its way when the client had its answer would else count for the next.
+    async fn settled(&self) {
+        // Connections are accepted in their order: when this one was, all before it were.
+        let mut last = TcpStream::connect(self.backend).await.unwrap();
+        last.shutdown().await.unwrap();
+        let end = soon("an end", last.read(&mut [0])).await.unwrap();
+        assert_eq!(end, 0);
+        let mut open = self.open.clone();
+        let all_ended = open.wait_for(|open| *open == 0);
+        soon("the end of the backend's connections", all_ended)
+            .await
+            .unwrap();
     }
 
     /// What reached the backend since the last call.
@@ -316,6 +343,7 @@ async fn what_can_be_read_in_two_ways_is_refused() {
         let follows = format!("{bytes}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
         for bytes in [&bytes, &follows] {
             let answer = front.say(bytes.as_bytes()).await;
+            front.settled().await;
             let heard = front.heard();
             // Of a body that goes wrong the head may have gone on; its end never does.
             let (head, body) = heard.split_once("\r\n\r\n").unwrap_or((&heard, ""));
