@@ -5,7 +5,7 @@
 
 #[path = "direct/front.rs"]
 mod front;
-#[path = "tcp/machine.rs"]
+#[path = "proxy/machine.rs"]
 #[expect(dead_code, reason = "the other benchmark needs more of it")]
 mod machine;
 #[path = "direct/program.rs"]

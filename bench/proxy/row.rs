@@ -13,9 +13,10 @@ use super::{
     backend::{Backends, Duty},
     calls,
     client::{self, Tally},
+    http,
     machine::{Cpus, Usage, most_connections, pss_kib},
     pattern::Pattern,
-    peer::{Peer, Proxy},
+    peer::{Mode, Peer, Proxy},
     report::{Load, Sample},
 };
 
@@ -50,6 +51,14 @@ pub(crate) enum Row {
     TcpUp,
     /// Memory of an idle connection, of 4,000.
     IdleTcp,
+    /// CPU of a request over HTTP/1.1, on 64 connections that are kept.
+    HttpRr,
+    /// CPU of a connection with one request.
+    HttpCrr,
+    /// Memory of a connection that is idle after a request, of 4,000.
+    IdleHttp,
+    /// System calls of a request on a kept connection; needs strace.
+    CallsHttp,
     /// System calls of a 64-byte round trip; needs strace.
     CallsRr,
     /// System calls of a connection with one round trip; needs strace.
@@ -64,6 +73,9 @@ impl Row {
         Self::TcpDown,
         Self::TcpUp,
         Self::IdleTcp,
+        Self::HttpRr,
+        Self::HttpCrr,
+        Self::IdleHttp,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -73,8 +85,19 @@ impl Row {
             Self::TcpDown => "tcp-down",
             Self::TcpUp => "tcp-up",
             Self::IdleTcp => "idle-tcp",
+            Self::HttpRr => "http-rr",
+            Self::HttpCrr => "http-crr",
+            Self::IdleHttp => "idle-http",
+            Self::CallsHttp => "calls-http",
             Self::CallsRr => "calls-rr",
             Self::CallsCrr => "calls-crr",
+        }
+    }
+
+    const fn mode(self) -> Mode {
+        match self {
+            Self::HttpRr | Self::HttpCrr | Self::IdleHttp | Self::CallsHttp => Mode::Http,
+            _ => Mode::Tcp,
         }
     }
 }
@@ -105,15 +128,25 @@ impl Bench {
 
     /// Measures one row with a proxy of its own, once.
     pub(crate) async fn measure(&self, row: Row, peer: &Peer) -> Outcome<Vec<Sample>> {
-        self.backends.seen.duty.set(Duty::Echo);
-        let proxy = peer.start(self.cpus, &self.backends.addresses).await?;
-        self.quiet().await?;
+        let (mode, addresses) = (row.mode(), &self.backends.addresses);
+        self.backends.seen.duty.set(match mode {
+            Mode::Tcp => Duty::Echo,
+            Mode::Http => Duty::Http,
+        });
+        let proxy = peer.start(mode, self.cpus, addresses).await?;
+        if mode == Mode::Tcp {
+            self.quiet().await?;
+        }
         let samples = match row {
             Row::TcpRr => vec![self.ping_pong(&proxy).await?],
             Row::TcpCrr => vec![self.short(&proxy).await?],
             Row::TcpDown => vec![self.down(&proxy).await?],
             Row::TcpUp => vec![self.up(&proxy).await?],
             Row::IdleTcp => self.idle(&proxy).await?,
+            Row::HttpRr => vec![self.requests(&proxy).await?],
+            Row::HttpCrr => vec![self.short_requests(&proxy).await?],
+            Row::IdleHttp => vec![self.idle_http(&proxy).await?],
+            Row::CallsHttp => vec![self.calls_of_requests(&proxy).await?],
             Row::CallsRr => vec![self.calls_of_ping_pong(&proxy).await?],
             Row::CallsCrr => vec![self.calls_of_short(&proxy).await?],
         };
@@ -221,6 +254,75 @@ impl Bench {
                 each(used),
             ),
         ])
+    }
+
+    async fn requests(&self, proxy: &Proxy) -> Outcome<Sample> {
+        let tally = Rc::new(Tally::new(u64::MAX));
+        let mut clients = JoinSet::new();
+        for stream in client::open(proxy.listen, PING_PONG, AT_ONCE).await? {
+            let tally = Rc::clone(&tally);
+            clients.spawn_local(async move { http::requests(stream, tally).await.map(drop) });
+        }
+        let load = self
+            .window(proxy, clients, &tally, || tally.done.get())
+            .await?;
+        Ok(load.sample("http-rr", "µs a request", 1.0, 1e6))
+    }
+
+    async fn short_requests(&self, proxy: &Proxy) -> Outcome<Sample> {
+        let tally = Rc::new(Tally::new(u64::MAX));
+        let mut clients = JoinSet::new();
+        for _ in 0..SHORT {
+            clients.spawn_local(http::short_connections(proxy.listen, Rc::clone(&tally)));
+        }
+        let load = self
+            .window(proxy, clients, &tally, || tally.done.get())
+            .await?;
+        Ok(load.sample("http-crr", "µs a connection", 1.0, 1e6))
+    }
+
+    async fn idle_http(&self, proxy: &Proxy) -> Outcome<Sample> {
+        self.requests(proxy).await?;
+        let empty = settled_kib(proxy).await?;
+        let count = IDLE.min(most_connections()?);
+        let tally = Rc::new(Tally::new(count));
+        let mut asking = JoinSet::new();
+        let mut open = Vec::new();
+        for client in 0..count {
+            if client >= AT_ONCE {
+                open.push(client::next(&mut asking).await??);
+            }
+            let (to, tally) = (proxy.listen, Rc::clone(&tally));
+            asking.spawn_local(async move { http::one_request(to, &tally).await });
+        }
+        while !asking.is_empty() {
+            open.push(client::next(&mut asking).await??);
+        }
+        let used = settled_kib(proxy).await?;
+        for stream in &open {
+            // Nothing comes, not even an end.
+            let nothing = stream.try_read(&mut [0]).err().map(|error| error.kind());
+            if nothing != Some(io::ErrorKind::WouldBlock) {
+                return Err("idle connections were lost".into());
+            }
+        }
+        let each = (used as f64 - empty as f64) / open.len() as f64;
+        let row = format!("idle-http ({count})");
+        Ok(Sample::new(row, "KiB a connection", each))
+    }
+
+    async fn calls_of_requests(&self, proxy: &Proxy) -> Outcome<Sample> {
+        let tally = Rc::new(Tally::new(COUNTED));
+        let open = client::open(proxy.listen, PING_PONG, AT_ONCE).await?;
+        let counting = calls::Counting::start(proxy.pid()).await?;
+        let mut clients = JoinSet::new();
+        for stream in open {
+            clients.spawn_local(http::requests(stream, Rc::clone(&tally)));
+        }
+        let kept = timeout(PATIENCE, clients.join_all()).await?;
+        let counted = counting.end().await?;
+        kept.into_iter().collect::<io::Result<Vec<TcpStream>>>()?;
+        Ok(counted.sample("calls-http", "calls a request", COUNTED))
     }
 
     async fn calls_of_ping_pong(&self, proxy: &Proxy) -> Outcome<Sample> {

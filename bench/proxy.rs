@@ -1,23 +1,25 @@
-//! homescar's TCP relay beside haproxy's, measured in the same rounds: the proxy's CPU per unit
+//! homescar beside haproxy as a relay of TCP and as a proxy of HTTP/1.1, measured in the same rounds: the proxy's CPU per unit
 //! of work, its memory per idle connection, and its system calls. `bench/README.md` has the method.
 //!
-//! `cargo bench --bench tcp -- [ROW…] [--rounds N] [--peers homescar,haproxy]`
+//! `cargo bench --bench proxy -- [ROW…] [--rounds N] [--peers homescar,haproxy]`
 
-#[path = "tcp/backend.rs"]
+#[path = "proxy/backend.rs"]
 mod backend;
-#[path = "tcp/calls.rs"]
+#[path = "proxy/calls.rs"]
 mod calls;
-#[path = "tcp/client.rs"]
+#[path = "proxy/client.rs"]
 mod client;
-#[path = "tcp/machine.rs"]
+#[path = "proxy/http.rs"]
+mod http;
+#[path = "proxy/machine.rs"]
 mod machine;
-#[path = "tcp/pattern.rs"]
+#[path = "proxy/pattern.rs"]
 mod pattern;
-#[path = "tcp/peer.rs"]
+#[path = "proxy/peer.rs"]
 mod peer;
-#[path = "tcp/report.rs"]
+#[path = "proxy/report.rs"]
 mod report;
-#[path = "tcp/row.rs"]
+#[path = "proxy/row.rs"]
 mod row;
 
 use std::{error::Error, path::PathBuf, time::Duration};
@@ -35,7 +37,7 @@ use self::{
 /// A benchmark fails with a sentence for the person who started it.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
-/// Measures TCP relays side by side.
+/// Measures proxies side by side.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure; all but the counts of system calls when nothing is named.
@@ -64,7 +66,7 @@ struct Arguments {
 fn main() -> Outcome {
     let arguments = Arguments::parse();
     if !arguments.bench {
-        progress("nothing is measured without --bench: start it with `cargo bench --bench tcp`");
+        progress("nothing is measured without --bench: start it with `cargo bench --bench proxy`");
         return Ok(());
     }
     if !(0.1..=600.0).contains(&arguments.seconds) || arguments.rounds == 0 {

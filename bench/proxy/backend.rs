@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Outcome,
+    Outcome, http,
     pattern::{CHUNK, Pattern, Position},
 };
 
@@ -28,6 +28,8 @@ const ECHO_BUFFER: usize = 4 * 1024;
 pub(crate) enum Duty {
     /// Sends back what comes, and closes when the client does.
     Echo,
+    /// Answers requests over HTTP/1.1.
+    Http,
     /// Sends the pattern until the client goes.
     Send,
     /// Checks that the pattern comes.
@@ -115,6 +117,7 @@ async fn serve(stream: TcpStream, seen: Rc<Seen>) {
     // is lost before that is the client's to notice.
     let _ended = match seen.duty.get() {
         Duty::Echo => echo(stream).await,
+        Duty::Http => http::serve(stream).await,
         Duty::Send => send(stream, &seen.pattern).await,
         Duty::Receive => receive(stream, &seen).await,
     };

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     Arguments, Outcome,
     client::{self, Tally},
+    http,
     machine::{Cpus, output_of},
 };
 
@@ -59,7 +60,7 @@ impl Kind {
     }
 
     /// The configuration, with the addresses filled in.
-    fn config(self, listen: SocketAddr, backends: &[SocketAddr]) -> Outcome<String> {
+    fn config(self, mode: Mode, listen: SocketAddr, backends: &[SocketAddr]) -> Outcome<String> {
         let (mut servers, mut quoted) = (String::new(), String::new());
         for (index, backend) in backends.iter().enumerate() {
             writeln!(servers, "    server s{index} {backend}")?;
@@ -71,10 +72,36 @@ impl Kind {
                 return line.to_owned();
             }
             line.replace("{listen}", &listen.to_string())
+                .replace("{mode}", mode.name())
+                .replace("{more}", mode.more_of_haproxy())
                 .replace("{servers}", &servers)
                 .replace("{backends}", &quoted)
         });
         Ok(filled.map(|line| line + "\n").collect())
+    }
+}
+
+/// What the proxy is asked to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Tcp,
+    Http,
+}
+
+impl Mode {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+        }
+    }
+
+    /// What haproxy does only when it is told to, and homescar always.
+    const fn more_of_haproxy(self) -> &'static str {
+        match self {
+            Self::Tcp => "",
+            Self::Http => "    option forwardfor\n    http-reuse always",
+        }
     }
 }
 
@@ -103,11 +130,16 @@ impl Peer {
     }
 
     /// Starts it on the proxy's CPU, and returns when a message came back through it.
-    pub(crate) async fn start(&self, cpus: Cpus, backends: &[SocketAddr]) -> Outcome<Proxy> {
+    pub(crate) async fn start(
+        &self,
+        mode: Mode,
+        cpus: Cpus,
+        backends: &[SocketAddr],
+    ) -> Outcome<Proxy> {
         let dir = tempfile::tempdir()?;
         let listen = free_address()?;
         let config = dir.path().join("config");
-        fs::write(&config, self.kind.config(listen, backends)?)?;
+        fs::write(&config, self.kind.config(mode, listen, backends)?)?;
         cpus.take_proxy()?;
         let spawned = self.spawn(&config, &dir.path().join("log"));
         cpus.take_load()?;
@@ -116,7 +148,7 @@ impl Peer {
             listen,
             dir,
         };
-        proxy.answers().await?;
+        proxy.answers(mode).await?;
         Ok(proxy)
     }
 
@@ -156,11 +188,16 @@ impl Proxy {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    async fn answers(&mut self) -> Outcome {
+    async fn answers(&mut self, mode: Mode) -> Outcome {
         let deadline = Instant::now() + START_TIMEOUT;
         let nobody = Tally::new(0);
         loop {
-            let attempt = client::one_round_trip(self.listen, &nobody);
+            let attempt = async {
+                match mode {
+                    Mode::Tcp => client::one_round_trip(self.listen, &nobody).await,
+                    Mode::Http => http::one_request(self.listen, &nobody).await.map(drop),
+                }
+            };
             let error = match timeout(Duration::from_secs(1), attempt).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => error.to_string(),

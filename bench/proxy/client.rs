@@ -49,18 +49,18 @@ impl Tally {
         self.left.set(0);
     }
 
-    fn may_go_on(&self) -> bool {
+    pub(crate) fn may_go_on(&self) -> bool {
         let left = self.left.get();
         self.left.set(left.saturating_sub(1));
         left > 0
     }
 
-    fn did(&self, units: u64) {
+    pub(crate) fn did(&self, units: u64) {
         self.done.set(self.done.get() + units);
     }
 
     /// A number that no client of this tally had before.
-    fn next_client(&self) -> u64 {
+    pub(crate) fn next_client(&self) -> u64 {
         self.clients.replace(self.clients.get() + 1)
     }
 }
