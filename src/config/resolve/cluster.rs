@@ -48,7 +48,9 @@ impl Context<'_> {
             drain: drain(&section),
             connect_timeout: connect.unwrap_or(default.connect_timeout),
             response_timeout: response.unwrap_or(default.response_timeout),
-            tls: tls.and_then(|item| self.backend_tls(&item)).map(Arc::new),
+            tls: tls
+                .and_then(|item| self.backend_tls(&item, &default.source))
+                .map(Arc::new),
             ..default
         })
     }

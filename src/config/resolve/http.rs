@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{Context, known_cluster};
 use crate::config::{
-    BackendTls, CertPair, Cluster, Key, Listener, Mode, Route, Tls, TlsVersion,
+    Address, BackendTls, CertPair, Cluster, Contract, Key, Listener, Mode, Route, Source, Tls,
+    TlsVersion,
     file::{Item, Section},
     keys, value,
 };
@@ -189,10 +190,17 @@ impl Context<'_> {
     }
 
     /// `tls = { … }` of a cluster.
-    pub(super) fn backend_tls(&self, item: &Item<'_>) -> Option<BackendTls> {
+    pub(super) fn backend_tls(&self, item: &Item<'_>, source: &Source) -> Option<BackendTls> {
         let section = item.section(&keys::BACKEND_TLS)?;
         let ca = section.get("ca").and_then(|item| item.text());
         let name = section.get("name").and_then(|item| item.text());
+        if section.get("name").is_none() && !section.meant("name") && has_unix_sockets(source) {
+            section.fault(
+                "needs `name`: a backend at a Unix socket has no address that its certificate \
+                 could be verified for; write the name in the certificate, as in \
+                 name = \"app.internal\"",
+            );
+        }
         let has_client = section.get("cert").is_some() || section.get("key").is_some();
         Some(BackendTls {
             ca: ca.map(|text| self.folder.join(text)),
@@ -213,6 +221,15 @@ impl Context<'_> {
             cert: cert?,
             key: key?,
         })
+    }
+}
+
+fn has_unix_sockets(source: &Source) -> bool {
+    match source {
+        Source::Static(backends) => backends
+            .iter()
+            .any(|backend| matches!(backend.address, Address::Unix(_))),
+        Source::Workers(workers) => workers.contract == Contract::Unix,
     }
 }
 
