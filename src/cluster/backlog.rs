@@ -21,8 +21,21 @@ impl Backlog {
     ///
     /// # Errors
     /// What `getsockopt(2)` gives.
-    #[expect(unsafe_code, reason = "no safe wrapper offers TCP_INFO")]
     pub fn waiting(&self) -> io::Result<u32> {
+        self.info().map(|info| info.tcpi_unacked)
+    }
+
+    /// Whether one more would find no room (`tcpi_sacked` is the greatest length of the queue).
+    ///
+    /// # Errors
+    /// What `getsockopt(2)` gives.
+    pub fn is_full(&self) -> io::Result<bool> {
+        let info = self.info()?;
+        Ok(info.tcpi_unacked >= info.tcpi_sacked)
+    }
+
+    #[expect(unsafe_code, reason = "no safe wrapper offers TCP_INFO")]
+    fn info(&self) -> io::Result<libc::tcp_info> {
         let mut info = mem::MaybeUninit::<libc::tcp_info>::zeroed();
         let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
         // SAFETY: the descriptor is open as long as `self.0` lives; `info` is valid for `len`
@@ -40,7 +53,7 @@ impl Backlog {
         if failed != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(info.tcpi_unacked)
+        Ok(info)
     }
 }
 

@@ -7,7 +7,12 @@
 mod hysteresis;
 mod probe;
 
-use std::{future::Future, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    num::NonZeroU32,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use ahash::HashMap;
 use tokio::{
@@ -161,6 +166,7 @@ async fn check(cluster: Cluster, slot: Arc<str>, subject: Subject) {
         check: settings.check,
         tls: None,
         timeout: settings.timeout,
+        knock: Mutex::default(),
     };
     let generation = backend.generation;
     let is_starting = || supervised && !was_ready(&cluster.load(), &slot, generation);

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -39,7 +39,7 @@ const BODY: usize = 64 * 1024;
 const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Where and what to check.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Target {
     pub address: Address,
     /// Of a listening socket that homescar holds, where a connection says nothing.
@@ -49,6 +49,10 @@ pub(super) struct Target {
     pub tls: Option<Arc<Connector>>,
     /// For the whole check.
     pub timeout: Duration,
+    /// How many waited in the accept queue when a check's connection joined it, for as long as
+    /// that one may still wait itself. No other one joins it then: a check after the other would
+    /// fill the queue of a worker that does not accept.
+    pub knock: Mutex<Option<u32>>,
 }
 
 /// Why a check did not go well.
@@ -85,6 +89,14 @@ impl Target {
         }
     }
 
+    fn knocked(&self) -> Option<u32> {
+        *self.knock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn knock(&self, before: Option<u32>) {
+        *self.knock.lock().unwrap_or_else(PoisonError::into_inner) = before;
+    }
+
     fn judge(&self, status: u16) -> Result<(), Failure> {
         match &self.check {
             Check::Http { path, expect } if status != *expect => Err(wrong(&format!(
@@ -96,9 +108,16 @@ impl Target {
 
     async fn attempt(&self, status: &OnceLock<u16>) -> Result<(), Trouble> {
         if let Some(backlog) = &self.backlog {
-            // Connections that already wait tell as much as one more would, and an own one for
-            // each check would fill the queue of a worker that does not accept.
-            accepting(backlog).await?;
+            let is_full = backlog.is_full().map_err(not_connected)?;
+            // A full one has no room for another, which would tell nothing.
+            if let Some(before) = self.knocked().or_else(|| is_full.then_some(0)) {
+                moves(backlog, before).await?;
+                self.knock(None);
+                if self.check == Check::Tcp {
+                    return Ok(());
+                }
+            }
+            self.knock(Some(backlog.waiting().map_err(not_connected)?));
         }
         match &self.address {
             Address::Tcp(addr) => self.attempt_tcp(*addr, None, status).await,
@@ -166,9 +185,11 @@ impl Target {
         match (&self.check, &self.backlog) {
             (Check::Tcp, None) => Ok(()),
             (Check::Tcp, Some(backlog)) => {
-                let accepted = accepting(backlog).await;
+                let before = self.knocked().unwrap_or(0);
+                moves(backlog, before).await?;
+                self.knock(None);
                 drop(stream);
-                accepted
+                Ok(())
             }
             (Check::Http { path, .. }, _) => Ok(get(stream, host, path, status).await?),
             (Check::Ws { path }, _) => Ok(ping(stream, host, path).await?),
@@ -176,16 +197,19 @@ impl Target {
     }
 }
 
-/// Waits until somebody accepts: the queue is empty, or shorter than it was.
-async fn accepting(backlog: &Backlog) -> Result<(), Trouble> {
-    let mut most = 0;
+/// Waits until somebody accepts. Whoever is busy may have a queue that is always as long: for each
+/// that is accepted another one comes. But when it is no longer than `before` the check's own
+/// connection joined it, or than a moment ago, somebody was accepted.
+async fn moves(backlog: &Backlog, before: u32) -> Result<(), Trouble> {
+    let mut last = 0;
     loop {
+        // First, as the own connection may still be on its way into the queue.
+        tokio::time::sleep(LOOK_EVERY).await;
         let waiting = backlog.waiting().map_err(not_connected)?;
-        if waiting == 0 || waiting < most {
+        if waiting <= before || waiting < last {
             return Ok(());
         }
-        most = waiting;
-        tokio::time::sleep(LOOK_EVERY).await;
+        last = waiting;
     }
 }
 
@@ -306,5 +330,60 @@ fn wrong(why: &str) -> Failure {
     Failure {
         answered: true,
         why: Arc::from(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::{net::TcpStream, task::JoinSet};
+
+    use super::*;
+
+    fn target(listener: &Arc<TcpListener>) -> Target {
+        Target {
+            address: Address::Tcp(listener.local_addr().unwrap()),
+            backlog: Some(Backlog::new(Arc::clone(listener))),
+            check: Check::Tcp,
+            tls: None,
+            timeout: Duration::from_millis(500),
+            knock: Mutex::default(),
+        }
+    }
+
+    /// One at a time, and for each client that it is done with the next one waits already.
+    #[tokio::test]
+    async fn who_is_always_busy_accepts_and_who_stands_still_does_not() {
+        let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let to = listener.local_addr().unwrap();
+        let target = target(&listener);
+        let mut waiting = Vec::new();
+        for _ in 0..5 {
+            waiting.push(TcpStream::connect(to).await.unwrap());
+        }
+        for _ in 0..2 {
+            assert!(target.probe().await.unwrap().is_err(), "nobody accepts");
+            let waiting = target.backlog.as_ref().unwrap().waiting().unwrap();
+            assert_eq!(waiting, 6, "one check is enough in the queue");
+        }
+
+        let worker = tokio::net::TcpListener::from_std(listener.try_clone().unwrap()).unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            loop {
+                let (_client, from) = worker.accept().await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let is_it = |client: &TcpStream| client.local_addr().unwrap() == from;
+                if let Some(done) = waiting.iter().position(is_it) {
+                    drop(waiting.swap_remove(done));
+                    waiting.push(TcpStream::connect(to).await.unwrap());
+                }
+            }
+        });
+        for _ in 0..5 {
+            assert_eq!(target.probe().await, Some(Ok(())), "it is only busy");
+        }
     }
 }
