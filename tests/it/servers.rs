@@ -156,7 +156,7 @@ async fn gunicorn_is_replaced_and_nothing_is_lost() {
         processes: 2,
         end: "exit code 0",
     };
-    for mode in ["tcp", "direct"] {
+    for mode in ["tcp", "direct", "http"] {
         let (homescar, place) = start(&server, mode);
         homescar.all_ready("app", WORKERS).await;
         let to = homescar.address("web").await;
@@ -325,7 +325,8 @@ async fn a_frozen_one_is_killed(
     {
         // Nobody is being answered meanwhile, so that nobody's request ends with it.
         let _pause = traffic.gate.write().await;
-        killpg(pid(victim), Signal::SIGSTOP).unwrap();
+        let stopped = killpg(pid(victim), Signal::SIGSTOP);
+        stopped.unwrap_or_else(|error| panic!("{victim}: {error}\n{}", homescar.tail()));
         eventually("it stands still", SOON, || {
             members.iter().all(|member| is_stopped(*member))
         })

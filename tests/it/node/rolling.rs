@@ -48,6 +48,11 @@ async fn in_mode_tcp() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_mode_http() {
+    nothing_is_lost("http").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_direct_mode() {
     nothing_is_lost("direct").await;
 }
