@@ -64,9 +64,10 @@
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls` |
 //! | [`proxy`] | `cluster`, `affinity`, `config`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config` |
+//! | [`admin`] | `cluster`, `config`, `direct`, `proxy` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
-//! | [`cli`] | `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |
+//! | [`cli`] | `admin`, `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |
 //!
 //! # Invariants
 //!
@@ -82,6 +83,7 @@
 //! 6. A slot's identity is its name: weight, health, address and pid are not part of it.
 //! 7. Only `main` decides the exit code.
 
+pub mod admin;
 pub mod affinity;
 pub mod app;
 pub mod cli;

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::{StartError, cluster::RunningCluster};
 use crate::{
+    admin::Place,
     config::{self, Config, Mode},
     direct::Direct,
     proxy::{DataPlane, Listener, Settings},
@@ -71,6 +72,16 @@ impl Directs {
     pub(super) fn doors(&self, cluster: &str) -> Option<Arc<dyn Doors>> {
         let direct = self.directs.get(cluster)?;
         Some(Arc::new(PublicSockets(Arc::clone(direct))))
+    }
+
+    /// How a listener shows on the board.
+    pub(super) fn place(&self, listener: &config::Listener) -> Option<Place> {
+        let direct = self.directs.get(&listener.cluster)?;
+        Some(Place::Direct {
+            name: Arc::clone(&listener.name),
+            cluster: Arc::clone(&listener.cluster),
+            direct: Arc::clone(direct),
+        })
     }
 
     /// The real addresses of the listener that leads to a cluster.

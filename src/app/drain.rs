@@ -5,11 +5,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{App, Signal, close_all};
+use super::{App, close_all, demands::Inbox};
 use crate::proxy::Cut;
 
 /// For cut connections to be gone and recorded.
@@ -18,8 +18,9 @@ const CUT_TIMEOUT: Duration = Duration::from_secs(2);
 impl App {
     /// Ends everything. The first signal that comes in meanwhile cuts the connections, the next
     /// one kills the workers.
-    pub(super) async fn drain(self, signals: mpsc::Receiver<Signal>) {
-        let mut signals = signals;
+    pub(super) async fn drain(self, inbox: Inbox) {
+        let mut inbox = inbox;
+        self.board.drains();
         let longest = self
             .config
             .clusters
@@ -39,20 +40,20 @@ impl App {
                 .ask_to_leave(&which, listener.drain().spread)
                 .await;
         }
-        self.finish_connections(deadline, &mut signals).await;
+        self.finish_connections(deadline, &mut inbox).await;
         self.shutdown.cancel();
-        self.stop_workers(signals).await;
+        self.stop_workers(inbox).await;
         info!("stopped");
     }
 
-    async fn finish_connections(&self, deadline: Duration, signals: &mut mpsc::Receiver<Signal>) {
+    async fn finish_connections(&self, deadline: Duration, inbox: &mut Inbox) {
         tokio::select! {
             () = self.wait_until_idle() => return,
             () = tokio::time::sleep(deadline) => {
                 let open = self.open().await;
                 warn!("drain.timeout has passed: cutting {open} connections");
             }
-            () = next_shutdown(signals) => {
+            () = inbox.next_shutdown() => {
                 let open = self.open().await;
                 warn!("told again to end: cutting {open} connections");
             }
@@ -77,7 +78,7 @@ impl App {
         self.plane.wait_until_idle().await;
     }
 
-    async fn stop_workers(self, mut signals: mpsc::Receiver<Signal>) {
+    async fn stop_workers(self, mut inbox: Inbox) {
         let now = CancellationToken::new();
         let stops = tokio_util::task::TaskTracker::new();
         for running in self.clusters.into_values() {
@@ -93,20 +94,9 @@ impl App {
         tokio::pin!(all);
         tokio::select! {
             () = &mut all => return,
-            () = next_shutdown(&mut signals) => warn!("told again to end: killing workers"),
+            () = inbox.next_shutdown() => warn!("told again to end: killing workers"),
         }
         now.cancel();
         all.await;
-    }
-}
-
-/// Waits for the next demand to end; reloads make no sense any more.
-async fn next_shutdown(signals: &mut mpsc::Receiver<Signal>) {
-    loop {
-        match signals.recv().await {
-            Some(Signal::Shutdown) => return,
-            Some(Signal::Reload) => {}
-            None => std::future::pending().await,
-        }
     }
 }

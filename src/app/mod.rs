@@ -1,6 +1,7 @@
 //! The whole: binds everything, runs it, changes it, drains it. The only part that knows everyone.
 
 mod cluster;
+mod demands;
 mod direct;
 mod drain;
 mod reload;
@@ -14,9 +15,16 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::{cluster::RunningCluster, direct::Directs, secrets::Signers, tls::Certificates};
+use self::{
+    cluster::RunningCluster,
+    demands::{Inbox, Next},
+    direct::Directs,
+    secrets::Signers,
+    tls::Certificates,
+};
 pub use self::{secrets::SecretsFault, tls::TlsFaults};
 use crate::{
+    admin::{self, Admin, AdminError, Board, Demand},
     config::{self, Bind, Config, Facts, Faults, LogOptions, Mode},
     direct::DirectError,
     proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Neighbour, Settings},
@@ -43,6 +51,9 @@ pub struct App {
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
     shutdown: CancellationToken,
+    board: Arc<Board>,
+    admin: Admin,
+    demands: mpsc::Receiver<Demand>,
 }
 
 /// What the configuration is read from again, on SIGHUP.
@@ -53,6 +64,9 @@ pub struct ConfigFile {
     /// What beats it.
     pub log: LogOptions,
 }
+
+/// Demands of the admin API that may wait for the application; more make whoever asks wait.
+const PENDING_DEMANDS: usize = 16;
 
 /// What tells doors apart. The listener's name counts only where the kernel chooses the port: an
 /// address that is named leads to the same socket, whoever names it.
@@ -102,6 +116,9 @@ pub enum StartError {
         /// Its name in the configuration.
         listener: Arc<str>,
     },
+    /// The admin API cannot be offered.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// Certificates or keys cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsFaults),
@@ -152,8 +169,13 @@ impl App {
         let signing = signers.read(&config)?;
         let directs = Directs::bind(&config)?;
         let mut groups = bind_new(&config, &HashMap::default())?;
-        let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let home = Arc::new(Home::new(exe)?);
+        let default = Facts::of_this_process().socket;
+        let bound = admin::Bound::bind(&config.admin, &default, home.dir())?;
+        let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
+        let path = file.as_ref().map(|file| file.path.clone());
+        let board = Arc::new(Board::new(path, Arc::clone(&plane)));
+        let (sender, demands) = mpsc::channel(PENDING_DEMANDS);
         certificates.take(staged);
         let mut app = Self {
             file,
@@ -167,6 +189,9 @@ impl App {
             signers,
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            admin: bound.serve(&board, &sender)?,
+            board,
+            demands,
             config,
         };
         for cluster in &app.config.clusters {
@@ -188,6 +213,12 @@ impl App {
                 .insert(Arc::clone(listener.name()), Arc::clone(&listener));
             app.open_doors(&listener, &mut groups);
         }
+        app.show();
+        info!(
+            socket = %app.admin.path().display(),
+            tcp = app.admin.tcp().map(tracing::field::display),
+            "answers to `homescar status`"
+        );
         Ok(app)
     }
 
@@ -201,36 +232,38 @@ impl App {
     }
 
     /// Serves until it is told to end, then drains.
-    pub async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
+    pub async fn run(mut self, signals: mpsc::Receiver<Signal>) {
+        let (_closed, none) = mpsc::channel(1);
+        let mut inbox = Inbox::new(signals, std::mem::replace(&mut self.demands, none));
         loop {
             tokio::select! {
-                signal = signals.recv() => match signal {
-                    Some(Signal::Reload) => self.reload_file().await,
-                    Some(Signal::Shutdown) | None => break,
-                },
+                told = inbox.next() => {
+                    if self.obey(told).await == Next::End {
+                        break;
+                    }
+                }
                 () = self.certificates.next_look() => self.certificates.look(),
             }
         }
-        self.drain(signals).await;
+        self.drain(inbox).await;
     }
 
-    async fn reload_file(&mut self) {
-        let Some(ConfigFile { path, log }) = self.file.clone() else {
-            return warn!("nothing to reload: homescar was started without a configuration file");
-        };
-        let mut config = match Config::load(&path, &Facts::of_this_process()) {
-            Ok(config) => config,
-            Err(faults) => return log_faults(&faults),
-        };
-        config.log = log.over(config.log);
-        match self.reload(config).await {
-            Ok(()) => info!(file = %path.display(), "reloaded"),
-            Err(error) => {
-                for line in error.to_string().lines() {
-                    warn!("not reloaded, nothing has changed: {line}");
-                }
-            }
-        }
+    /// Shows on the board what is at work.
+    fn show(&self) {
+        let listeners = self.config.listeners.iter();
+        let places = listeners.filter_map(|config| {
+            let Some(listener) = self.listeners.get(&config.name) else {
+                return self.directs.place(config);
+            };
+            let doors = Place::of(config).filter_map(|place| self.doors.get(&place));
+            Some(admin::Place::Relayed {
+                addresses: doors.map(|door| door.address()).collect(),
+                listener: Arc::clone(listener),
+            })
+        });
+        let clusters = self.clusters.values();
+        let clusters = clusters.map(|running| running.cluster().clone());
+        self.board.show(places.collect(), clusters.collect());
     }
 
     /// What leads to the workers of a cluster; `groups` are the addresses that no door has yet.
@@ -326,10 +359,11 @@ async fn close_all(doors: impl Iterator<Item = &Arc<Door>>) {
 }
 
 fn log_faults(faults: &Faults) {
-    warn!(
-        "not reloaded, nothing has changed: the configuration has {} faults",
-        faults.iter().len()
-    );
+    let faults_are = match faults.iter().len() {
+        1 => "a fault".to_owned(),
+        count => format!("{count} faults"),
+    };
+    warn!("not reloaded, nothing has changed: the configuration has {faults_are}");
     for line in faults.to_string().lines() {
         warn!("{line}");
     }

@@ -43,6 +43,9 @@ impl App {
 
         self.plane.set_max_connections(config.max_connections);
         crate::log::set_level(config.log.level);
+        if config.admin != self.config.admin {
+            warn!("[admin] takes effect at the next start");
+        }
         if config.log.format != self.config.log.format {
             warn!("log.format takes effect at the next start");
         }
@@ -56,6 +59,7 @@ impl App {
             self.let_go_of_listener(listener);
         }
         self.drop_clusters();
+        self.show();
         Ok(())
     }
 

@@ -1,11 +1,8 @@
 //! `homescar check`.
 
-use std::{
-    io::{self, Write as _},
-    path::Path,
-};
+use std::path::Path;
 
-use super::{Exit, complain_faults, serve};
+use super::{Exit, complain_faults, print, serve};
 use crate::app;
 
 /// Prints the whole effective configuration, or all faults; then those of the files that it names.
@@ -19,8 +16,7 @@ pub(super) fn run(file: &Path) -> Exit {
             if !warnings.is_empty() {
                 complain_faults(warnings.join("\n"));
             }
-            // A reader that has seen enough (`| head`) is no failure.
-            let _closed = io::stdout().write_all(config.to_toml().as_bytes());
+            print(config.to_toml().as_bytes());
             Exit::Ok
         }
         Err(faults) => {

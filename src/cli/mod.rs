@@ -4,12 +4,21 @@ mod check;
 mod demo;
 mod run;
 mod serve;
+mod socket;
+mod status;
 
-use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
 use crate::{
+    admin::view::Done,
     config::{LogFormat, LogLevel, LogOptions},
     supervisor,
 };
@@ -62,6 +71,12 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Show listeners, clusters and slots of a running homescar
+    Status(socket::Arguments),
+    /// Have a running homescar read its configuration again, as SIGHUP does, and hear what came of it
+    Reload(socket::Arguments),
+    /// Drain and end a running homescar, as SIGTERM does; again to end sooner
+    Stop(socket::Arguments),
     /// A chat behind a front door with four workers, to see all of it in a browser
     Demo(demo::Arguments),
     /// One worker of the demo's chat
@@ -113,10 +128,23 @@ impl Command {
             Self::Run(arguments) => run::run(arguments),
             Self::Serve { config, log } => serve::run(config, log),
             Self::Check { config } => check::run(&config),
+            Self::Status(arguments) => status::run(&arguments),
+            Self::Reload(arguments) => arguments.tell("/reload", &(), done),
+            Self::Stop(arguments) => arguments.tell("/stop", &(), done),
             Self::Demo(arguments) => demo::run(arguments),
             Self::DemoWorker => demo::worker(),
         }
     }
+}
+
+/// The answer to something that was told.
+fn done(answer: &Done) -> String {
+    format!("{}\n", answer.done)
+}
+
+/// Writes an answer. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &[u8]) {
+    let _closed = io::stdout().write_all(text);
 }
 
 /// Writes what a person at the terminal must see.

@@ -1,6 +1,6 @@
 //! How clients are told apart.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// How clients are told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,19 @@ pub enum Key {
     Query(Arc<str>),
     /// Nothing: every connection goes anywhere.
     None,
+}
+
+/// As in the file.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address => f.write_str("address"),
+            Self::Cookie(_) => f.write_str("cookie"),
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Query(name) => write!(f, "query:{name}"),
+            Self::None => f.write_str("none"),
+        }
+    }
 }
 
 /// The affinity cookie: a signed token that names a slot.

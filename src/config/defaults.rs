@@ -4,12 +4,12 @@ use std::{
     ffi::OsStr,
     net::Ipv4Addr,
     num::{NonZeroU32, NonZeroUsize},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use super::{
-    Affinity, Check, Cluster, Contract, Cookie, Drain, Health, Key, Limits, Log, LogFormat,
+    Admin, Affinity, Check, Cluster, Contract, Cookie, Drain, Health, Key, Limits, Log, LogFormat,
     LogLevel, OnDown, ReadyBy, SameSite, Secure, Source, Timeouts, Workers,
 };
 
@@ -105,6 +105,14 @@ impl Default for Drain {
             close_code: 1012,
             close_reason: "".into(),
         }
+    }
+}
+
+impl Admin {
+    /// The Unix socket alone.
+    #[must_use]
+    pub const fn at(socket: PathBuf) -> Self {
+        Self { socket, tcp: None }
     }
 }
 

@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    Address, Check, Cluster, Config, Listener, Mode, Source, StaticBackend, Workers, address,
+    Address, Admin, AdminTcp, Check, Cluster, Config, Listener, Mode, Source, StaticBackend,
+    Workers, address,
     value::{duration_of, key, quoted},
     word,
 };
@@ -34,10 +35,22 @@ impl Config {
         for cluster in &self.clusters {
             write_cluster(out, cluster)?;
         }
+        write_admin(out, &self.admin)?;
         writeln!(out, "\n[log]")?;
         writeln!(out, "format = \"{}\"", word::word_of(self.log.format))?;
         writeln!(out, "level = \"{}\"", word::word_of(self.log.level))
     }
+}
+
+fn write_admin(out: &mut String, admin: &Admin) -> fmt::Result {
+    writeln!(out, "\n[admin]")?;
+    writeln!(out, "socket = {}", quoted(&admin.socket.to_string_lossy()))?;
+    let Some(AdminTcp { listen, token_file }) = &admin.tcp else {
+        return writeln!(out, "# listen: not over TCP");
+    };
+    writeln!(out, "listen = \"{listen}\"")?;
+    let token_file = quoted(&token_file.to_string_lossy());
+    writeln!(out, "token_file = {token_file}")
 }
 
 fn write_listener(out: &mut String, listener: &Listener) -> fmt::Result {

@@ -35,6 +35,10 @@ pub struct Facts {
     pub path: OsString,
     /// `WEB_CONCURRENCY`: workers of `homescar run`, unless it is told how many.
     pub web_concurrency: Option<String>,
+    /// Where a homescar of this user is spoken to unless it is said otherwise: `HOMESCAR_SOCKET`,
+    /// else `/run/homescar.sock` for root, else `homescar.sock` in `XDG_RUNTIME_DIR`, else
+    /// `homescar-UID.sock` in the folder for temporary files.
+    pub socket: PathBuf,
     /// Whether there is a user of this name.
     pub has_user: fn(&str) -> bool,
 }
@@ -52,6 +56,7 @@ impl Facts {
             path: env::var_os("PATH").unwrap_or_default(),
             web_concurrency: env::var_os("WEB_CONCURRENCY")
                 .map(|value| value.to_string_lossy().into_owned()),
+            socket: socket(geteuid().as_raw()),
             has_user: |name| matches!(User::from_name(name), Ok(Some(_))),
         }
     }
@@ -105,6 +110,19 @@ impl Facts {
         Err(found.unwrap_or_else(|| {
             format!("`{program}` was not found in {place}; install it, or write its whole path")
         }))
+    }
+}
+
+fn socket(euid: u32) -> PathBuf {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    let runtime_dir = || set("XDG_RUNTIME_DIR").map(PathBuf::from);
+    match (set("HOMESCAR_SOCKET"), euid) {
+        (Some(socket), _) => socket.into(),
+        (None, 0) => "/run/homescar.sock".into(),
+        (None, _) => runtime_dir().map_or_else(
+            || env::temp_dir().join(format!("homescar-{euid}.sock")),
+            |folder| folder.join("homescar.sock"),
+        ),
     }
 }
 

@@ -85,14 +85,16 @@ pub(super) fn closest<'w>(typed: &str, words: &[&'w str]) -> Option<&'w str> {
 }
 
 pub(super) static ROOT: Keys = Keys {
-    later: &["admin"],
     inner: &[
         ("listener.NAME", &LISTENER),
         ("cluster.NAME", &CLUSTER),
+        ("admin", &ADMIN),
         ("log", &LOG),
     ],
-    ..Keys::new(&["listener", "cluster", "log", "threads", "limits"])
+    ..Keys::new(&["listener", "cluster", "admin", "log", "threads", "limits"])
 };
+
+pub(super) static ADMIN: Keys = Keys::new(&["socket", "listen", "token_file"]);
 
 pub(super) static GLOBAL_LIMITS: Keys = Keys::new(&["connections"]);
 

@@ -54,8 +54,28 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Clusters, in the order of the file; their names differ.
     pub clusters: Vec<Cluster>,
+    /// Where it is asked and told what to do while it runs.
+    pub admin: Admin,
     /// The log.
     pub log: Log,
+}
+
+/// Where a running homescar is asked and told what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// A Unix socket for its own user. Default: [`Facts::socket`].
+    pub socket: PathBuf,
+    /// Also over TCP, to whoever has the token. Default: no.
+    pub tcp: Option<AdminTcp>,
+}
+
+/// The admin API over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminTcp {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// A file with the token that each request must show (`Authorization: Bearer …`).
+    pub token_file: PathBuf,
 }
 
 /// A named group of slots.

@@ -3,6 +3,7 @@
 //! Every reader here returns `None` (or a default) for what is faulty, after it has written the
 //! fault down; the result is used only when nothing was written down.
 
+mod admin;
 mod affinity;
 mod cluster;
 mod direct;
@@ -74,6 +75,7 @@ impl Context<'_> {
             max_connections: self.max_connections(root, workers),
             listeners: self.listeners(root, known.then_some(&names), &clusters),
             clusters,
+            admin: self.admin(root),
             log: log(root),
         }
     }

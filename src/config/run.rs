@@ -3,8 +3,9 @@
 use std::{num::NonZeroUsize, sync::Arc};
 
 use super::{
-    Bind, Cluster, Config, Contract, Facts, Faults, Limits, Listener, Log, MAX_DIRECT_SLOTS, Mode,
-    Source, Timeouts, Workers, address, defaults, fault::Ledger, resolve::MAX_COUNT, value, word,
+    Admin, Bind, Cluster, Config, Contract, Facts, Faults, Limits, Listener, Log, MAX_DIRECT_SLOTS,
+    Mode, Source, Timeouts, Workers, address, defaults, fault::Ledger, resolve::MAX_COUNT, value,
+    word,
 };
 
 /// What was typed after `homescar run`.
@@ -57,6 +58,7 @@ pub(super) fn resolve(options: RunOptions, facts: &Facts) -> Result<Config, Faul
         max_connections: facts.max_connections(cluster.workers()),
         listeners: vec![listener],
         clusters: vec![cluster],
+        admin: Admin::at(facts.socket.clone()),
         log: options.log,
     })
 }

@@ -1,6 +1,6 @@
 //! Choices: types of which each value has a word.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use super::{
     Contract, LogFormat, LogLevel, Mode, ProxyVersion, ReadyBy, SameSite, TlsVersion,
@@ -139,6 +139,13 @@ impl FromStr for ContractChoice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         word(text).map(Self)
+    }
+}
+
+/// As in the file.
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word_of(*self))
     }
 }
 

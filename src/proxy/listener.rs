@@ -86,6 +86,12 @@ impl Listener {
         self.settings.store(Arc::new(settings));
     }
 
+    /// Its connections now.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open.open()
+    }
+
     /// Waits until none of its connections is open.
     pub async fn wait_until_idle(&self) {
         self.open.wait_until_none().await;

@@ -28,6 +28,7 @@ fn facts() -> Facts {
         folder: root.to_owned(),
         path: root.join("tests/config/invalid/bin").into(),
         web_concurrency: None,
+        socket: "/run/homescar.sock".into(),
         has_user: |name| name == "www-data",
     }
 }
@@ -154,6 +155,10 @@ ready = "auto"
 ready_timeout = "1m"
 stop_timeout = "30s"
 watchdog = "off"
+
+[admin]
+socket = "/run/homescar.sock"
+# listen: not over TCP
 
 [log]
 format = "text"

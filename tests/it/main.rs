@@ -9,6 +9,7 @@
     reason = "tests start processes and tasks of their own, and see to their end"
 )]
 
+mod admin;
 mod commands;
 mod config;
 mod death;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Which rooms a room may use, as printed in `src/lib.rs`.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("affinity", &[]),
     ("config", &[]),
     ("log", &["config"]),
@@ -17,10 +17,12 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("supervisor", &["cluster", "config"]),
     ("proxy", &["affinity", "cluster", "config", "tls"]),
     ("direct", &["affinity", "cluster", "config", "proxy"]),
+    ("admin", &["cluster", "config", "direct", "proxy"]),
     ("demo", &[]),
     (
         "app",
         &[
+            "admin",
             "affinity",
             "cluster",
             "config",

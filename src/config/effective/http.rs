@@ -103,17 +103,15 @@ pub(super) fn write_affinity(out: &mut String, affinity: &Affinity) -> fmt::Resu
         seed,
     } = affinity;
     let prefixes = format!(", prefix_v4 = {prefix_v4}, prefix_v6 = {prefix_v6}");
-    let (key, more) = match key {
-        Key::Address => ("address".to_owned(), prefixes),
-        Key::Cookie(cookie) => ("cookie".to_owned(), prefixes + &of_cookie(cookie)),
-        Key::Header(name) => (format!("header:{name}"), prefixes),
-        Key::Query(name) => (format!("query:{name}"), prefixes),
-        Key::None => ("none".to_owned(), String::new()),
+    let more = match key {
+        Key::Address | Key::Header(_) | Key::Query(_) => prefixes,
+        Key::Cookie(cookie) => prefixes + &of_cookie(cookie),
+        Key::None => String::new(),
     };
     writeln!(
         out,
         "affinity = {{ key = {}{more}, seed = {seed} }}",
-        quoted(&key)
+        quoted(&key.to_string())
     )
 }
 

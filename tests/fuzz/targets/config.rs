@@ -17,6 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
         folder: "/".into(),
         path: "/usr/bin:/bin".into(),
         web_concurrency: None,
+        socket: "/run/homescar.sock".into(),
         has_user: |_| false,
     };
     match Config::parse(text, "f.toml", &facts) {

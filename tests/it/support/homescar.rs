@@ -62,6 +62,7 @@ impl Homescar {
     fn start(arguments: &[&str], env: &[(&str, &str)], folder: TempDir) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_homescar"))
             .args(arguments)
+            .env("HOMESCAR_SOCKET", folder.path().join("admin.sock"))
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -92,6 +93,11 @@ impl Homescar {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where its admin API answers, unless its configuration says otherwise.
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.folder.path().join("admin.sock")
     }
 
     pub(crate) fn config_file(&self) -> PathBuf {

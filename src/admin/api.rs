@@ -1,0 +1,163 @@
+//! What the API offers: from a request to an answer.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::body::Incoming;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Board, Demand, Phase, Refused,
+    demand::Answer,
+    token::Token,
+    view::{self, Done},
+};
+
+/// The body of an answer; some come piece by piece.
+pub(super) type Body = BoxBody<Bytes, io::Error>;
+
+/// All that there is, with the method of each.
+const PATHS: [(&str, Method); 6] = [
+    ("/live", Method::GET),
+    ("/ready", Method::GET),
+    ("/status", Method::GET),
+    ("/openapi.json", Method::GET),
+    ("/reload", Method::POST),
+    ("/stop", Method::POST),
+];
+
+/// Answers a request. Over TCP it must show the token, but for whether homescar lives and is ready,
+/// which those ask who have no secrets.
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    board: &Arc<Board>,
+    demands: &mpsc::Sender<Demand>,
+    token: Option<&Token>,
+) -> Response<Body> {
+    let path = request.uri().path().trim_end_matches('/').to_owned();
+    let is_open = matches!(path.as_str(), "/live" | "/ready");
+    if let (false, Some(token)) = (is_open, token)
+        && !shows(&request, token)
+    {
+        let mut refused = error(StatusCode::UNAUTHORIZED, "the token is missing or wrong");
+        let bearer = HeaderValue::from_static("Bearer");
+        refused.headers_mut().insert(WWW_AUTHENTICATE, bearer);
+        return refused;
+    }
+    let Some((_, method)) = PATHS.iter().find(|(known, _)| *known == path) else {
+        let known: Vec<_> = PATHS.iter().map(|(path, _)| *path).collect();
+        let why = format!("there is no {path}; there are {}", known.join(", "));
+        return error(StatusCode::NOT_FOUND, why);
+    };
+    let is_head = request.method() == Method::HEAD && method == Method::GET;
+    if request.method() != method && !is_head {
+        let mut refused = error(
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("{path} is for {method}"),
+        );
+        if let Ok(method) = HeaderValue::from_str(method.as_str()) {
+            refused.headers_mut().insert(ALLOW, method);
+        }
+        return refused;
+    }
+    match path.as_str() {
+        "/live" => text(StatusCode::OK, "live\n"),
+        "/ready" => readiness(board),
+        "/status" => json(StatusCode::OK, &view::Status::of(board).await),
+        "/openapi.json" => json(StatusCode::OK, &super::openapi::document()),
+        "/reload" => done(ask(demands, Demand::Reload).await, "reloaded"),
+        _ => done(ask(demands, Demand::Stop).await, "ending"),
+    }
+}
+
+fn shows(request: &Request<Incoming>, token: &Token) -> bool {
+    let shown = request.headers().get(AUTHORIZATION);
+    let shown = shown.and_then(|value| value.to_str().ok());
+    shown.is_some_and(|value| token.is_shown_by(value))
+}
+
+fn readiness(board: &Board) -> Response<Body> {
+    match (board.is_ready(), board.phase()) {
+        (true, _) => text(StatusCode::OK, "ready\n"),
+        (false, Phase::Draining) => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        (false, Phase::Running) => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "a cluster has no slot that takes clients\n",
+        ),
+    }
+}
+
+/// Has the application do something.
+async fn ask<T>(
+    demands: &mpsc::Sender<Demand>,
+    demand: impl FnOnce(Answer<T>) -> Demand,
+) -> Result<T, Refused> {
+    let (answer, answered) = oneshot::channel();
+    let sent = demands.send(demand(answer)).await;
+    sent.map_err(|_| Refused::Ending)?;
+    answered.await.unwrap_or(Err(Refused::Ending))
+}
+
+fn done(result: Result<(), Refused>, what: &str) -> Response<Body> {
+    match result {
+        Ok(()) => json(StatusCode::OK, &Done { done: what.into() }),
+        Err(refused) => refuse(&refused),
+    }
+}
+
+fn refuse(refused: &Refused) -> Response<Body> {
+    let status = match refused {
+        Refused::Unknown(_) => StatusCode::NOT_FOUND,
+        Refused::Invalid(_) => StatusCode::BAD_REQUEST,
+        Refused::Conflict(_) => StatusCode::CONFLICT,
+        Refused::Failed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        Refused::Ending => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    error(status, refused.to_string())
+}
+
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(text) => respond(status, "application/json", text),
+        Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
+    }
+}
+
+fn error(status: StatusCode, why: impl Into<String>) -> Response<Body> {
+    let error = view::Error { error: why.into() };
+    let text = serde_json::to_vec(&error).unwrap_or_default();
+    respond(status, "application/json", text)
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response<Body> {
+    respond(status, "text/plain; charset=utf-8", text)
+}
+
+fn respond(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Body> {
+    let body = Full::new(body.into()).map_err(|never| match never {});
+    streamed(status, content_type, body.boxed())
+}
+
+/// An answer that comes piece by piece.
+pub(super) fn streamed(
+    status: StatusCode,
+    content_type: &'static str,
+    body: Body,
+) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,207 @@
+//! What the running homescar shows of itself: pointers to what is at work, so that a question costs
+//! whoever is asked nothing.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::view::{Reloads, unix_seconds};
+use crate::{
+    cluster::Cluster,
+    config::Mode,
+    direct::Direct,
+    proxy::{DataPlane, Listener},
+};
+
+/// What is at work.
+#[derive(Debug)]
+pub struct Board {
+    began: Instant,
+    since: SystemTime,
+    file: Option<PathBuf>,
+    plane: Arc<DataPlane>,
+    is_draining: AtomicBool,
+    reloads: Mutex<Reloads>,
+    now: ArcSwap<Now>,
+}
+
+/// What a reload may change.
+#[derive(Debug, Default)]
+struct Now {
+    places: Vec<Place>,
+    clusters: Vec<Cluster>,
+}
+
+/// A listener at work.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// homescar is on the path.
+    Relayed {
+        /// Its addresses, as they really are.
+        addresses: Vec<std::net::SocketAddr>,
+        /// The listener.
+        listener: Arc<Listener>,
+    },
+    /// The kernel leads to the workers.
+    Direct {
+        /// Its name.
+        name: Arc<str>,
+        /// The cluster behind it.
+        cluster: Arc<str>,
+        /// Its groups of sockets.
+        direct: Arc<Direct>,
+    },
+}
+
+/// What homescar is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It serves.
+    Running,
+    /// It is ending.
+    Draining,
+}
+
+impl Board {
+    /// The board of a homescar that has just started.
+    #[must_use]
+    pub fn new(file: Option<PathBuf>, plane: Arc<DataPlane>) -> Self {
+        Self {
+            began: Instant::now(),
+            since: SystemTime::now(),
+            file,
+            plane,
+            is_draining: AtomicBool::new(false),
+            reloads: Mutex::default(),
+            now: ArcSwap::default(),
+        }
+    }
+
+    /// Shows what is at work from now on.
+    pub fn show(&self, places: Vec<Place>, clusters: Vec<Cluster>) {
+        self.now.store(Arc::new(Now { places, clusters }));
+    }
+
+    /// Shows how a reload went.
+    pub fn reloaded(&self, how: Result<(), String>) {
+        let mut reloads = self.reloads();
+        match &how {
+            Ok(()) => reloads.succeeded += 1,
+            Err(_) => reloads.failed += 1,
+        }
+        reloads.last = Some(unix_seconds(SystemTime::now()));
+        reloads.error = how.err();
+    }
+
+    /// Shows that the end has begun.
+    pub fn drains(&self) {
+        self.is_draining.store(true, Relaxed);
+    }
+
+    /// What homescar is doing.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.is_draining.load(Relaxed) {
+            true => Phase::Draining,
+            false => Phase::Running,
+        }
+    }
+
+    /// Whether clients are served: no end has begun, and each cluster that a listener leads to has
+    /// a slot that takes some.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let now = self.now.load();
+        let serves = |cluster: &Cluster| {
+            let is_used = now
+                .places
+                .iter()
+                .any(|place| place.leads_to(cluster.name()));
+            !is_used || cluster.load().any_usable()
+        };
+        self.phase() == Phase::Running && now.clusters.iter().all(serves)
+    }
+
+    /// The configuration file.
+    pub(super) const fn file(&self) -> Option<&PathBuf> {
+        self.file.as_ref()
+    }
+
+    pub(super) fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    pub(super) const fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    pub(super) fn plane(&self) -> &DataPlane {
+        &self.plane
+    }
+
+    pub(super) fn reloads(&self) -> MutexGuard<'_, Reloads> {
+        self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The clusters of this moment.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<Cluster> {
+        self.now.load().clusters.clone()
+    }
+
+    /// The listeners of this moment.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        self.now.load().places.clone()
+    }
+}
+
+impl Place {
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Relayed { listener, .. } => listener.name(),
+            Self::Direct { name, .. } => name,
+        }
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        match self {
+            Self::Relayed { listener, .. } => listener.settings().config.mode,
+            Self::Direct { .. } => Mode::Direct,
+        }
+    }
+
+    pub(super) fn cluster(&self) -> Arc<str> {
+        match self {
+            Self::Relayed { listener, .. } => Arc::clone(listener.settings().cluster.name()),
+            Self::Direct { cluster, .. } => Arc::clone(cluster),
+        }
+    }
+
+    fn leads_to(&self, name: &str) -> bool {
+        match self {
+            Self::Relayed { listener, .. } => {
+                let settings = listener.settings();
+                let mut clusters = settings.routed.iter().chain([&settings.cluster]);
+                clusters.any(|cluster| &**cluster.name() == name)
+            }
+            Self::Direct { cluster, .. } => &**cluster == name,
+        }
+    }
+
+    pub(super) fn addresses(&self) -> Vec<String> {
+        let addresses = match self {
+            Self::Relayed { addresses, .. } => addresses.clone(),
+            Self::Direct { direct, .. } => direct.addresses(),
+        };
+        addresses.iter().map(ToString::to_string).collect()
+    }
+}

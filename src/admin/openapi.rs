@@ -1,0 +1,50 @@
+//! The API's own description (OpenAPI 3.1), made from the types of the answers.
+
+use utoipa::OpenApi;
+
+use super::view;
+
+/// The whole document.
+pub(super) fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "homescar",
+        description = "A running homescar, asked and told what to do. Over TCP every request but \
+                       those for /live and /ready needs `Authorization: Bearer TOKEN`."
+    ),
+    paths(live, ready, status, openapi, reload, stop),
+    components(schemas(view::Error))
+)]
+struct Document;
+
+/// Whether the process lives.
+#[utoipa::path(get, path = "/live", responses((status = 200, body = String)))]
+const fn live() {}
+
+/// Whether clients are served.
+#[utoipa::path(get, path = "/ready", responses(
+    (status = 200, body = String), (status = 503, body = String)
+))]
+const fn ready() {}
+
+/// Everything at a glance.
+#[utoipa::path(get, path = "/status", responses((status = 200, body = view::Status)))]
+const fn status() {}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200)))]
+const fn openapi() {}
+
+/// Reads the configuration again; with any fault nothing changes.
+#[utoipa::path(post, path = "/reload", responses(
+    (status = 200, body = view::Done), (status = 422, body = view::Error)
+))]
+const fn reload() {}
+
+/// Begins the orderly end; asked again, connections are cut, and then workers killed.
+#[utoipa::path(post, path = "/stop", responses((status = 200, body = view::Done)))]
+const fn stop() {}

@@ -1,0 +1,134 @@
+//! What the API's answers look like.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Everything at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Of homescar.
+    pub version: String,
+    /// Of homescar itself.
+    pub pid: u32,
+    /// When it was started, in seconds since 1970.
+    pub since: u64,
+    /// Seconds since then.
+    pub uptime: u64,
+    /// `running` or `draining`.
+    pub phase: String,
+    /// The configuration file, if there is one.
+    pub config: Option<String>,
+    /// Reloads so far.
+    pub reloads: Reloads,
+    /// Connections that homescar holds now.
+    pub connections: u64,
+    /// The front doors.
+    pub listeners: Vec<Listener>,
+    /// The groups of slots.
+    pub clusters: Vec<Cluster>,
+}
+
+/// Reloads of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reloads {
+    /// Those that went well.
+    pub succeeded: u64,
+    /// Those that changed nothing.
+    pub failed: u64,
+    /// When the last one was, in seconds since 1970.
+    pub last: Option<u64>,
+    /// Why the last one changed nothing, if it did.
+    pub error: Option<String>,
+}
+
+/// A front door.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Listener {
+    /// Its name in the configuration.
+    pub name: String,
+    /// `tcp`, `http` or `direct`.
+    pub mode: String,
+    /// Its real addresses.
+    pub addresses: Vec<String>,
+    /// The cluster behind it.
+    pub cluster: String,
+    /// Connections open now; in `direct`, as far as the kernel tells.
+    pub connections: Option<u64>,
+}
+
+/// A group of slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Cluster {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The number of its routing state; it grows with every change.
+    pub snapshot: u64,
+    /// What tells clients apart: `address`, `cookie`, `header:NAME`, `query:NAME` or `none`.
+    pub affinity: String,
+    /// Whether homescar runs its workers.
+    pub supervised: bool,
+    /// The slots, in their order.
+    pub slots: Vec<Slot>,
+}
+
+/// A stable home, and what stands in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// `ready` when it takes new clients, else why it takes none.
+    pub state: String,
+    /// More about that, where checks told it.
+    pub why: Option<String>,
+    /// Its share of the clients, relative to the others.
+    pub weight: u32,
+    /// What stands in it, if anything does.
+    pub backend: Option<Backend>,
+    /// Connections or requests now.
+    pub active: u64,
+    /// Clients that wait for it now.
+    pub held: u64,
+    /// Connections or requests ever.
+    pub total: u64,
+    /// Failed attempts to connect to it.
+    pub connect_failures: u64,
+    /// Bytes from clients.
+    pub bytes_up: u64,
+    /// Bytes to clients.
+    pub bytes_down: u64,
+}
+
+/// What stands in a slot: one generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Backend {
+    /// Where it listens.
+    pub address: String,
+    /// 1, 2, 3 … of a worker; 0 of what somebody else runs.
+    pub generation: u32,
+    /// The worker's process.
+    pub pid: Option<u32>,
+    /// Its resident memory in bytes.
+    pub rss: Option<u64>,
+}
+
+/// Something was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Done {
+    /// What.
+    pub done: String,
+}
+
+/// Something was not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Error {
+    /// Why, and what to do.
+    pub error: String,
+}
+
+/// Seconds since 1970.
+pub(super) fn unix_seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
