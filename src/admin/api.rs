@@ -1,33 +1,46 @@
 //! What the API offers: from a request to an answer.
 
-use std::{io, sync::Arc};
+use std::{io, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
-use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use hyper::body::Incoming;
-use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
 
 use super::{
     Board, Demand, Phase, Refused,
     demand::Answer,
     token::Token,
-    view::{self, Done},
+    view::{self, Done, Receipt, Step},
 };
+use crate::{cluster::AdminState, supervisor::Outcome};
 
 /// The body of an answer; some come piece by piece.
 pub(super) type Body = BoxBody<Bytes, io::Error>;
 
+/// A request's body may have so many bytes.
+const LONGEST_BODY: usize = 64 * 1024;
+/// … and may take so long to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// All that there is, with the method of each.
-const PATHS: [(&str, Method); 6] = [
+const PATHS: [(&str, Method); 9] = [
     ("/live", Method::GET),
     ("/ready", Method::GET),
     ("/status", Method::GET),
     ("/openapi.json", Method::GET),
+    ("/restart", Method::POST),
+    ("/scale", Method::POST),
+    ("/slot", Method::POST),
     ("/reload", Method::POST),
     ("/stop", Method::POST),
 ];
@@ -71,6 +84,15 @@ pub(super) async fn answer(
         "/ready" => readiness(board),
         "/status" => json(StatusCode::OK, &view::Status::of(board).await),
         "/openapi.json" => json(StatusCode::OK, &super::openapi::document()),
+        "/restart" => restart(request, demands)
+            .await
+            .unwrap_or_else(|why| refuse(&why)),
+        "/scale" => scale(request, demands)
+            .await
+            .unwrap_or_else(|why| refuse(&why)),
+        "/slot" => slot(request, demands)
+            .await
+            .unwrap_or_else(|why| refuse(&why)),
         "/reload" => done(ask(demands, Demand::Reload).await, "reloaded"),
         _ => done(ask(demands, Demand::Stop).await, "ending"),
     }
@@ -120,6 +142,87 @@ fn refuse(refused: &Refused) -> Response<Body> {
         Refused::Ending => StatusCode::SERVICE_UNAVAILABLE,
     };
     error(status, refused.to_string())
+}
+
+/// A line for each slot, when it is known what came of it; then the whole.
+async fn restart(
+    request: Request<Incoming>,
+    demands: &mpsc::Sender<Demand>,
+) -> Result<Response<Body>, Refused> {
+    let view::Restart { cluster, parallel } = body_of(request).await?;
+    let began = Instant::now();
+    let receipts = ask(demands, |answer| Demand::Restart {
+        cluster: cluster.clone(),
+        parallel: parallel.unwrap_or(NonZeroUsize::MIN),
+        answer,
+    });
+    let receipts = receipts.await?;
+    let whole = Receipt {
+        cluster,
+        ok: true,
+        ms: 0,
+        slots: Vec::new(),
+    };
+    let steps = stream::unfold(Some((receipts, whole)), move |state| async move {
+        let (mut receipts, mut whole) = state?;
+        let (step, state) = match receipts.recv().await {
+            Some(slot) => {
+                whole.ok &= slot.outcome != Outcome::Failed;
+                whole.slots.push(slot.clone());
+                (Step::Slot(slot), Some((receipts, whole)))
+            }
+            None => {
+                whole.ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                (Step::Receipt(whole), None)
+            }
+        };
+        let line = serde_json::to_vec(&step).map_err(io::Error::other);
+        let line = line.map(|mut line| {
+            line.push(b'\n');
+            Frame::data(Bytes::from(line))
+        });
+        Some((line, state))
+    });
+    let body = StreamBody::new(steps).boxed();
+    Ok(streamed(StatusCode::OK, "application/x-ndjson", body))
+}
+
+async fn scale(
+    request: Request<Incoming>,
+    demands: &mpsc::Sender<Demand>,
+) -> Result<Response<Body>, Refused> {
+    let view::Scale { cluster, count } = body_of(request).await?;
+    let scaled = ask(demands, |answer| Demand::Scale {
+        cluster,
+        count,
+        answer,
+    });
+    Ok(json(StatusCode::OK, &scaled.await?))
+}
+
+async fn slot(
+    request: Request<Incoming>,
+    demands: &mpsc::Sender<Demand>,
+) -> Result<Response<Body>, Refused> {
+    let view::SlotState { slot, state } = body_of(request).await?;
+    let what = format!("{slot}: {}", AdminState::from(state).as_str());
+    let told = ask(demands, |answer| Demand::Slot {
+        slot,
+        state: state.into(),
+        answer,
+    });
+    Ok(done(told.await, &what))
+}
+
+/// The body of a request, as JSON.
+async fn body_of<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refused> {
+    let body = Limited::new(request.into_body(), LONGEST_BODY).collect();
+    let body = timeout(BODY_TIMEOUT, body).await;
+    let body = body.map_err(|_| Refused::Invalid("the body did not come in time".into()))?;
+    let body =
+        body.map_err(|error| Refused::Invalid(format!("the body cannot be read: {error}")))?;
+    serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| Refused::Invalid(format!("the body is not as it should be: {error}")))
 }
 
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -51,6 +52,37 @@ pub struct Client {
     _connection: JoinSet<()>,
 }
 
+/// An answer that comes line by line.
+#[derive(Debug)]
+pub struct Lines<T> {
+    body: Incoming,
+    /// What has come of the next line.
+    read: Vec<u8>,
+    _client: Client,
+    of: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next line; `None` at the end.
+    ///
+    /// # Errors
+    /// When the answer breaks off, or the line is no such thing.
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            let Some(frame) = self.body.frame().await else {
+                return Ok(None);
+            };
+            if let Ok(data) = frame?.into_data() {
+                self.read.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
 impl Client {
     /// Connects to the socket of a homescar of this user, or of root.
     ///
@@ -96,6 +128,25 @@ impl Client {
     ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body)?;
         self.request(Method::POST, path, body.into()).await
+    }
+
+    /// Tells, and hears line by line what comes of it.
+    ///
+    /// # Errors
+    /// When there is no answer, or the answer is no.
+    pub async fn stream<T>(
+        mut self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Lines<T>, ClientError> {
+        let body = serde_json::to_vec(body)?;
+        let response = self.send(Method::POST, path, body.into()).await?;
+        Ok(Lines {
+            body: response.into_body(),
+            read: Vec::new(),
+            _client: self,
+            of: PhantomData,
+        })
     }
 
     async fn request<T: DeserializeOwned>(

@@ -1,12 +1,44 @@
 //! What the application is told to do.
 
-use tokio::sync::oneshot;
+use std::num::NonZeroUsize;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::view::Scaled;
+use crate::{cluster::AdminState, supervisor::SlotReceipt};
 
 /// Something to be done, and where the answer goes.
 #[derive(Debug)]
 pub enum Demand {
     /// Read the configuration again.
     Reload(Answer<()>),
+    /// Replace the workers of a cluster, at most `parallel` slots at a time.
+    Restart {
+        /// Its name.
+        cluster: String,
+        /// Slots at a time.
+        parallel: NonZeroUsize,
+        /// What comes of each slot.
+        answer: Answer<mpsc::Receiver<SlotReceipt>>,
+    },
+    /// Change the number of a cluster's workers.
+    Scale {
+        /// Its name.
+        cluster: String,
+        /// How many.
+        count: usize,
+        /// How many there were.
+        answer: Answer<Scaled>,
+    },
+    /// Take a slot out, or back.
+    Slot {
+        /// Its name.
+        slot: String,
+        /// What is wanted of it.
+        state: AdminState,
+        /// That it is so.
+        answer: Answer<()>,
+    },
     /// Drain and end; once more, to end sooner.
     Stop(Answer<()>),
 }
@@ -19,6 +51,10 @@ pub fn reply<T>(answer: Answer<T>, result: Result<T, Refused>) {
     let _gone = answer.send(result);
 }
 
+fn refuse<T>(answer: Answer<T>) {
+    reply(answer, Err(Refused::Ending));
+}
+
 impl Demand {
     /// Whether it is to end; any other is refused, as homescar is ending.
     #[must_use]
@@ -28,7 +64,9 @@ impl Demand {
                 reply(answer, Ok(()));
                 return true;
             }
-            Self::Reload(answer) => reply(answer, Err(Refused::Ending)),
+            Self::Reload(answer) | Self::Slot { answer, .. } => refuse(answer),
+            Self::Restart { answer, .. } => refuse(answer),
+            Self::Scale { answer, .. } => refuse(answer),
         }
         false
     }

@@ -16,7 +16,7 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
         description = "A running homescar, asked and told what to do. Over TCP every request but \
                        those for /live and /ready needs `Authorization: Bearer TOKEN`."
     ),
-    paths(live, ready, status, openapi, reload, stop),
+    paths(live, ready, status, openapi, restart, scale, slot, reload, stop),
     components(schemas(view::Error))
 )]
 struct Document;
@@ -38,6 +38,29 @@ const fn status() {}
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200)))]
 const fn openapi() {}
+
+/// Replaces the workers of a cluster, slot after slot. The answer has a line (JSON) for each slot as
+/// soon as it is known what came of it, and a last one with the whole.
+#[utoipa::path(post, path = "/restart", request_body = view::Restart, responses(
+    (status = 200, body = view::Step, content_type = "application/x-ndjson"),
+    (status = 404, body = view::Error),
+    (status = 409, body = view::Error)
+))]
+const fn restart() {}
+
+/// Changes the number of a cluster's workers, at the high end of the slots' numbers.
+#[utoipa::path(post, path = "/scale", request_body = view::Scale, responses(
+    (status = 200, body = view::Scaled),
+    (status = 400, body = view::Error),
+    (status = 404, body = view::Error)
+))]
+const fn scale() {}
+
+/// Takes a slot out, or back.
+#[utoipa::path(post, path = "/slot", request_body = view::SlotState, responses(
+    (status = 200, body = view::Done), (status = 404, body = view::Error)
+))]
+const fn slot() {}
 
 /// Reads the configuration again; with any fault nothing changes.
 #[utoipa::path(post, path = "/reload", responses(

@@ -121,6 +121,12 @@ impl view::Slot {
             why,
             weight: entry.slot.weight.get(),
             backend: backend.map(view::Backend::of),
+            next: entry.next.as_deref().map(view::Backend::of),
+            leaving: entry
+                .leaving
+                .iter()
+                .map(|one| view::Backend::of(one))
+                .collect(),
             active: stats.active.load(Relaxed) + direct.connections + direct.waiting,
             held: stats.held.load(Relaxed),
             total: stats.total.load(Relaxed),
@@ -137,6 +143,7 @@ impl view::Backend {
             address: backend.address.to_string(),
             generation: backend.generation,
             pid: backend.pid,
+            active: backend.load.active.load(Relaxed),
             rss: backend.pid.and_then(resident),
         }
     }

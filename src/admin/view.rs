@@ -1,9 +1,11 @@
 //! What the API's answers look like.
 
-use std::time::SystemTime;
+use std::{num::NonZeroUsize, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::{cluster::AdminState, supervisor::SlotReceipt};
 
 /// Everything at a glance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -86,6 +88,10 @@ pub struct Slot {
     pub weight: u32,
     /// What stands in it, if anything does.
     pub backend: Option<Backend>,
+    /// The next generation, while it gets ready beside.
+    pub next: Option<Backend>,
+    /// Generations before, which go on with what they have.
+    pub leaving: Vec<Backend>,
     /// Connections or requests now.
     pub active: u64,
     /// Clients that wait for it now.
@@ -109,8 +115,97 @@ pub struct Backend {
     pub generation: u32,
     /// The worker's process.
     pub pid: Option<u32>,
+    /// Its connections or requests now, as far as homescar relays them.
+    pub active: u64,
     /// Its resident memory in bytes.
     pub rss: Option<u64>,
+}
+
+/// Which cluster to restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restart {
+    /// Its name.
+    pub cluster: String,
+    /// Slots at a time. Default 1.
+    #[schema(value_type = Option<usize>, minimum = 1)]
+    pub parallel: Option<NonZeroUsize>,
+}
+
+/// A line of the answer to a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// What came of a slot, as soon as that is known.
+    Slot(SlotReceipt),
+    /// The last line: the whole.
+    Receipt(Receipt),
+}
+
+/// What came of a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Receipt {
+    /// Which cluster.
+    pub cluster: String,
+    /// Whether no slot failed.
+    pub ok: bool,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
+    /// What came of each slot, in the order in which it was known.
+    pub slots: Vec<SlotReceipt>,
+}
+
+/// How many workers a cluster is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// Its name.
+    pub cluster: String,
+    /// How many.
+    pub count: usize,
+}
+
+/// How many workers a cluster has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Scaled {
+    /// Its name.
+    pub cluster: String,
+    /// How many there were.
+    pub before: usize,
+    /// How many there are to be.
+    pub now: usize,
+}
+
+/// What is wanted of a slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SlotState {
+    /// Its name.
+    pub slot: String,
+    /// What is wanted of it.
+    pub state: State,
+}
+
+/// What is wanted of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It takes clients.
+    Ready,
+    /// No new clients; whoever is at home there stays.
+    Drain,
+    /// Nobody; whoever is there is asked to leave, and cut when `drain.timeout` is over.
+    Maint,
+}
+
+impl From<State> for AdminState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Ready => Self::Ready,
+            State::Drain => Self::Drain,
+            State::Maint => Self::Maint,
+        }
+    }
 }
 
 /// Something was done.

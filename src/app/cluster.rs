@@ -1,14 +1,15 @@
 //! A cluster with everything that keeps it up to date: controller, checks, workers.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cluster::{Cluster, Event},
     config::{self, Source},
     health::Checker,
-    supervisor::{Entrances, Home, Supervisor},
+    supervisor::{Busy, Entrances, Home, SlotReceipt, Supervisor},
     tls::Connector,
 };
 
@@ -103,6 +104,15 @@ impl RunningCluster {
             }
             (Source::Static(_), _) => {}
         }
+    }
+
+    /// Replaces the workers, if it has any; see [`Supervisor::restart`].
+    pub(super) fn restart(
+        &mut self,
+        parallel: NonZeroUsize,
+    ) -> Option<Result<mpsc::Receiver<SlotReceipt>, Busy>> {
+        let supervisor = self.supervisor.as_mut()?;
+        Some(supervisor.restart(parallel))
     }
 
     /// The supervisor of workers that this cluster no longer has.

@@ -45,7 +45,7 @@ impl Inbox {
             tokio::select! {
                 signal = self.signals.recv() => match signal {
                     Some(Signal::Shutdown) => return,
-                    Some(Signal::Reload) => {}
+                    Some(Signal::Reload | Signal::More | Signal::Fewer) => {}
                     None => std::future::pending().await,
                 },
                 Some(demand) = self.demands.recv() => {
@@ -72,11 +72,28 @@ impl App {
             Told::Signal(Signal::Reload) => {
                 let _said_in_the_log = self.reload_file().await;
             }
+            Told::Signal(Signal::More) => self.scale_all(1).await,
+            Told::Signal(Signal::Fewer) => self.scale_all(-1).await,
             Told::Signal(Signal::Shutdown) => return Next::End,
             Told::Demand(Demand::Reload(answer)) => {
                 let reloaded = self.reload_file().await.map_err(Refused::Failed);
                 admin::reply(answer, reloaded);
             }
+            Told::Demand(Demand::Restart {
+                cluster,
+                parallel,
+                answer,
+            }) => admin::reply(answer, self.restart(&cluster, parallel)),
+            Told::Demand(Demand::Scale {
+                cluster,
+                count,
+                answer,
+            }) => admin::reply(answer, self.scale(&cluster, count).await),
+            Told::Demand(Demand::Slot {
+                slot,
+                state,
+                answer,
+            }) => admin::reply(answer, self.set_admin(&slot, state).await),
             Told::Demand(Demand::Stop(answer)) => {
                 admin::reply(answer, Ok(()));
                 return Next::End;

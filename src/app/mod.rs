@@ -4,6 +4,8 @@ mod cluster;
 mod demands;
 mod direct;
 mod drain;
+mod guests;
+mod operate;
 mod reload;
 mod secrets;
 mod tls;
@@ -19,6 +21,8 @@ use self::{
     cluster::RunningCluster,
     demands::{Inbox, Next},
     direct::Directs,
+    guests::Relayed,
+    operate::Scale,
     secrets::Signers,
     tls::Certificates,
 };
@@ -47,6 +51,8 @@ pub struct App {
     directs: Directs,
     certificates: Certificates,
     signers: Signers,
+    /// By cluster.
+    scales: BTreeMap<Arc<str>, Scale>,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
@@ -135,6 +141,10 @@ pub enum StartError {
 pub enum Signal {
     /// Read the configuration again.
     Reload,
+    /// One worker more in every cluster that has workers.
+    More,
+    /// One worker fewer.
+    Fewer,
     /// Drain and end; the second one does not wait for connections, the third not for workers.
     Shutdown,
 }
@@ -187,6 +197,7 @@ impl App {
             directs,
             certificates,
             signers,
+            scales: BTreeMap::new(),
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             admin: bound.serve(&board, &sender)?,
@@ -291,6 +302,7 @@ impl App {
         Entrances {
             ports: ports.into(),
             doors,
+            guests: Some(Arc::new(Relayed(Arc::clone(&self.plane)))),
         }
     }
 

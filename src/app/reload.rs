@@ -14,7 +14,7 @@ use super::{
     secrets,
 };
 use crate::{
-    cluster::{Cluster, Slot},
+    cluster::{AdminState, Cluster, Slot},
     config::{Config, Drain, Mode},
     proxy::{BoundGroup, Cut, Listener},
 };
@@ -41,6 +41,7 @@ impl App {
         let mut groups = bind_new(&config, &self.doors)?;
         self.certificates.take(staged);
 
+        self.keep_scales(&mut config);
         self.plane.set_max_connections(config.max_connections);
         crate::log::set_level(config.log.level);
         if config.admin != self.config.admin {
@@ -63,7 +64,7 @@ impl App {
         Ok(())
     }
 
-    async fn change_clusters(&mut self, groups: &HashMap<Place, BoundGroup>) {
+    pub(super) async fn change_clusters(&mut self, groups: &HashMap<Place, BoundGroup>) {
         for config in &self.config.clusters {
             let entrances = self.entrances(&config.name, groups);
             let connector = self.certificates.connector(&config.name);
@@ -194,16 +195,19 @@ impl App {
         });
     }
 
-    /// Lets the connections of a removed slot run on for the drain timeout, unless it comes back.
-    fn let_go_of_slot(&self, cluster: Cluster, slot: Arc<Slot>, drain: Drain) {
+    /// Lets the connections of a slot that is removed, or in maintenance, run on for the drain timeout,
+    /// unless it comes back.
+    pub(super) fn let_go_of_slot(&self, cluster: Cluster, slot: Arc<Slot>, drain: Drain) {
         let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
         self.leaving.spawn(async move {
             let which = Cut::Slot(Arc::clone(&slot.stats));
             plane.ask_to_leave(&which, drain.spread).await;
             let idle = timeout(drain.timeout, wait_until_idle(&slot));
             let overtime = matches!(shutdown.run_until_cancelled(idle).await, Some(Err(_)));
-            if overtime && cluster.load().entry(&slot.name).is_none() {
-                info!(slot = %slot.name, "cutting what is left of a removed slot");
+            let now = cluster.load();
+            let entry = now.entry(&slot.name);
+            if overtime && entry.is_none_or(|entry| entry.admin == AdminState::Maint) {
+                info!(slot = %slot.name, "cutting what is left of {}", slot.name);
                 plane.cut(which).await;
             }
         });

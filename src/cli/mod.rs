@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod restart;
 mod run;
 mod serve;
 mod socket;
@@ -18,7 +19,7 @@ use std::{
 use clap::{Parser, Subcommand};
 
 use crate::{
-    admin::view::Done,
+    admin::view::{Done, Scale, Scaled, SlotState, State},
     config::{LogFormat, LogLevel, LogOptions},
     supervisor,
 };
@@ -73,6 +74,24 @@ enum Command {
     },
     /// Show listeners, clusters and slots of a running homescar
     Status(socket::Arguments),
+    /// Replace the workers of a cluster one after the other, without a gap; stops, and fails, at the
+    /// first that does not get ready
+    Restart(restart::Arguments),
+    /// Change the number of a cluster's workers
+    Scale {
+        /// The cluster
+        cluster: String,
+        /// How many workers
+        count: usize,
+        #[command(flatten)]
+        socket: socket::Arguments,
+    },
+    /// Give a slot no new clients; whoever is at home there (a connection, a cookie) stays
+    Drain(SlotArguments),
+    /// Give a slot clients again
+    Ready(SlotArguments),
+    /// Give a slot nobody, and ask whoever is there to leave; who has not by drain.timeout is cut
+    Maint(SlotArguments),
     /// Have a running homescar read its configuration again, as SIGHUP does, and hear what came of it
     Reload(socket::Arguments),
     /// Drain and end a running homescar, as SIGTERM does; again to end sooner
@@ -82,6 +101,22 @@ enum Command {
     /// One worker of the demo's chat
     #[command(hide = true)]
     DemoWorker,
+}
+
+/// A slot of a running homescar.
+#[derive(Debug, clap::Args)]
+struct SlotArguments {
+    /// The slot, such as app/0
+    slot: String,
+    #[command(flatten)]
+    socket: socket::Arguments,
+}
+
+impl SlotArguments {
+    fn tell(self, state: State) -> Exit {
+        let Self { slot, socket } = self;
+        socket.tell("/slot", &SlotState { slot, state }, done)
+    }
 }
 
 /// Options of the log, which beat the configuration.
@@ -129,6 +164,15 @@ impl Command {
             Self::Serve { config, log } => serve::run(config, log),
             Self::Check { config } => check::run(&config),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Restart(arguments) => restart::run(&arguments),
+            Self::Scale {
+                cluster,
+                count,
+                socket,
+            } => socket.tell("/scale", &Scale { cluster, count }, scaled),
+            Self::Drain(arguments) => arguments.tell(State::Drain),
+            Self::Ready(arguments) => arguments.tell(State::Ready),
+            Self::Maint(arguments) => arguments.tell(State::Maint),
             Self::Reload(arguments) => arguments.tell("/reload", &(), done),
             Self::Stop(arguments) => arguments.tell("/stop", &(), done),
             Self::Demo(arguments) => demo::run(arguments),
@@ -140,6 +184,15 @@ impl Command {
 /// The answer to something that was told.
 fn done(answer: &Done) -> String {
     format!("{}\n", answer.done)
+}
+
+fn scaled(scaled: &Scaled) -> String {
+    let Scaled {
+        cluster,
+        before,
+        now,
+    } = scaled;
+    format!("{cluster}: {before} → {now} workers\n")
 }
 
 /// Writes an answer. A reader that has seen enough (`| head`) is no failure.

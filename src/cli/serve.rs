@@ -92,11 +92,13 @@ pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit 
     Exit::Ok
 }
 
-/// HUP reloads, TERM and INT end.
+/// HUP reloads, TTIN and TTOU scale, TERM and INT end.
 fn signals(tasks: &TaskTracker) -> io::Result<mpsc::Receiver<Signal>> {
     let (sender, receiver) = mpsc::channel(PENDING_SIGNALS);
     let kinds = [
         (SignalKind::hangup(), Signal::Reload),
+        (SignalKind::from_raw(libc::SIGTTIN), Signal::More),
+        (SignalKind::from_raw(libc::SIGTTOU), Signal::Fewer),
         (SignalKind::terminate(), Signal::Shutdown),
         (SignalKind::interrupt(), Signal::Shutdown),
     ];

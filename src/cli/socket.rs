@@ -12,6 +12,7 @@ use crate::{
 
 /// Which homescar, and how the answer looks.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Arguments {
     /// The admin socket of the homescar that is meant [default: HOMESCAR_SOCKET, else
     /// /run/homescar.sock, or, when not root, homescar.sock in XDG_RUNTIME_DIR]

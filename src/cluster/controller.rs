@@ -1,5 +1,7 @@
 //! The only writer of snapshots: one task, one inbox.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -44,34 +46,49 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
     };
     match event {
         Event::Configure(config) => Some(Snapshot::rebuilt(now.number + 1, config, &now.entries)),
-        Event::Started(started) => filled(now, started, false, ready_by),
-        Event::Replaced(started) => filled(now, started, true, ready_by),
-        Event::Ready { slot, generation } => changed(now, &slot, generation, |entry, backend| {
-            entry.filled(
-                Backend {
-                    said_ready: true,
-                    ..backend
-                },
-                ready_by,
-            )
+        Event::Started(started) => put(now, started, |entry, backend| {
+            entry.filled(backend, ready_by)
         }),
+        Event::Beside(started) => put(now, started, |entry, backend| {
+            entry.beside(backend, ready_by)
+        }),
+        Event::Replaced(started) => put(now, started, |entry, backend| {
+            let ready = Backend {
+                said_ready: true,
+                was_ready: true,
+                ..backend
+            };
+            entry.replaced(ready, ready_by)
+        }),
+        Event::Admin { slot, state } => {
+            let index = index_of(now, &slot)?;
+            let entry = &now.entries[index];
+            (entry.admin != state).then(|| now.with(index, entry.wanted(state)))
+        }
+        Event::Ready { slot, generation } => {
+            changed(now, &slot, generation, ready_by, |backend| Backend {
+                said_ready: true,
+                ..backend
+            })
+        }
         Event::Checked {
             slot,
             generation,
             health,
-        } => changed(now, &slot, generation, |entry, backend| {
-            let is_checked = entry.supervised || now.config.health.is_some();
+        } => changed(now, &slot, generation, ready_by, |backend| {
+            let supervised = now.config.supervised().is_some();
+            let is_checked = supervised || now.config.health.is_some();
             // The last word of checks that are no longer configured would stand for ever.
             let health = if is_checked { health } else { Health::Unknown };
-            entry.filled(Backend { health, ..backend }, ready_by)
+            Backend { health, ..backend }
         }),
         Event::Stopping {
             slot,
             generation,
             why,
-        } => changed(now, &slot, generation, |entry, backend| {
+        } => changed(now, &slot, generation, ready_by, |backend| {
             let leaving = Some(backend.leaving.unwrap_or(why));
-            entry.filled(Backend { leaving, ..backend }, ready_by)
+            Backend { leaving, ..backend }
         }),
         Event::Gone {
             slot,
@@ -82,6 +99,9 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             // be spawned was never in it.
             let index = index_of(now, &slot)?;
             let entry = &now.entries[index];
+            if let Some(left) = entry.without(generation) {
+                return Some(now.with(index, left));
+            }
             let present = entry.backend.as_ref();
             if present.is_some_and(|backend| backend.generation != generation) {
                 return None;
@@ -92,14 +112,19 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
     }
 }
 
-/// The next snapshot with another generation in the slot.
-fn filled(now: &Snapshot, started: Started, ready: bool, ready_by: ReadyBy) -> Option<Snapshot> {
+/// The next snapshot with a generation that was just spawned in the slot, or beside it.
+fn put(
+    now: &Snapshot,
+    started: Started,
+    put: impl FnOnce(&Entry, Backend) -> Entry,
+) -> Option<Snapshot> {
     let Started {
         slot,
         generation,
         address,
         pid,
         backlog,
+        load,
     } = started;
     let index = index_of(now, &slot)?;
     let backend = Backend {
@@ -107,28 +132,33 @@ fn filled(now: &Snapshot, started: Started, ready: bool, ready_by: ReadyBy) -> O
         generation,
         pid: Some(pid),
         backlog,
-        said_ready: ready,
-        was_ready: ready,
+        said_ready: false,
+        was_ready: false,
         health: Health::Unknown,
         leaving: None,
+        load,
     };
-    Some(now.with(index, now.entries[index].filled(backend, ready_by)))
+    Some(now.with(index, put(&now.entries[index], backend)))
 }
 
-/// The next snapshot with the slot's entry changed, unless this generation has left it.
+/// The next snapshot with a generation changed that stands in the slot or beside it, unless it has
+/// left.
 fn changed(
     now: &Snapshot,
     slot: &str,
     generation: u32,
-    change: impl FnOnce(&Entry, Backend) -> Entry,
+    ready_by: ReadyBy,
+    change: impl FnOnce(Backend) -> Backend,
 ) -> Option<Snapshot> {
     let index = index_of(now, slot)?;
     let entry = &now.entries[index];
-    let backend = entry
-        .backend
-        .as_ref()
-        .filter(|backend| backend.generation == generation)?;
-    Some(now.with(index, change(entry, Backend::clone(backend))))
+    let is_it = |backend: &&Arc<Backend>| backend.generation == generation;
+    if let Some(backend) = entry.backend.as_ref().filter(is_it) {
+        let backend = change(Backend::clone(backend));
+        return Some(now.with(index, entry.filled(backend, ready_by)));
+    }
+    let next = change(Backend::clone(entry.next.as_ref().filter(is_it)?));
+    Some(now.with(index, entry.beside(next, ready_by)))
 }
 
 fn index_of(now: &Snapshot, slot: &str) -> Option<usize> {
@@ -154,6 +184,9 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             (None, _) => info!(%slot, generation, pid, "takes clients again"),
             (Some(skip), Some(Health::Unhealthy { why, .. })) => {
                 warn!(%slot, generation, pid, %why, "takes no clients: {skip}");
+            }
+            (Some(skip @ (Skip::Draining | Skip::Maint)), _) => {
+                info!(%slot, generation, pid, "takes no clients: {skip}");
             }
             (Some(Skip::Starting | Skip::Restarting | Skip::Stopping), _) | (Some(_), None) => {}
             (Some(skip), _) => warn!(%slot, generation, pid, "takes no clients: {skip}"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backlog, Skip};
+use super::{AdminState, Backlog, Load, Skip};
 use crate::config::{self, Address};
 
 /// A worker that was spawned.
@@ -18,6 +18,8 @@ pub struct Started {
     pub pid: u32,
     /// The accept queue of its listening socket, when homescar holds that socket.
     pub backlog: Option<Backlog>,
+    /// Its connections.
+    pub load: Arc<Load>,
 }
 
 /// Something that happened to a cluster. Events that name a generation which is no longer the
@@ -28,8 +30,18 @@ pub enum Event {
     Configure(Arc<config::Cluster>),
     /// A worker was spawned: the slot's next generation, not ready yet.
     Started(Started),
-    /// The slot's next generation stood beside the present one, is ready, and takes its place.
+    /// The slot's next generation was spawned beside the present one, at an address of its own.
+    Beside(Started),
+    /// The slot's next generation stood beside the present one, is ready, and takes its place; that
+    /// one goes on with what it has.
     Replaced(Started),
+    /// The operator has made up their mind about a slot.
+    Admin {
+        /// The slot's name.
+        slot: Arc<str>,
+        /// What they want of it.
+        state: AdminState,
+    },
     /// The worker itself said that it is ready.
     Ready {
         /// The slot's name.

@@ -29,7 +29,7 @@ pub use controller::Controller;
 pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
 pub use route::Route;
-pub use slot::{Backend, Skip, Slot, SlotStats};
+pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
 
 use crate::{config, tls::Connector};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Skip, Snapshot};
+use super::{AdminState, Skip, Snapshot};
 use crate::{affinity::AffinityKey, config::OnDown};
 
 /// Where a client goes.
@@ -56,7 +56,7 @@ impl Snapshot {
         let others = hashed.filter(|index| Some(*index) != known);
         let mut home: Option<(usize, Skip)> = None;
         for index in known.into_iter().chain(others) {
-            let Some(why) = self.skip(index, failed) else {
+            let Some(why) = self.skip(index, failed, Some(index) == known) else {
                 return Route::To {
                     index,
                     passed: home,
@@ -67,11 +67,14 @@ impl Snapshot {
             }
             home = Some((index, why));
             match self.config.on_down {
-                OnDown::Reject => return Route::Reject { index, why },
+                // Nothing is down where the operator wants it so.
+                OnDown::Reject if !matches!(why, Skip::Draining | Skip::Maint) => {
+                    return Route::Reject { index, why };
+                }
                 OnDown::Hold(_) if may_hold && self.entries[index].is_coming_back(why) => {
                     return Route::Hold { index };
                 }
-                OnDown::Hold(_) | OnDown::Next => {}
+                OnDown::Hold(_) | OnDown::Next | OnDown::Reject => {}
             }
         }
         let coming_back = |index: &usize| {
@@ -86,9 +89,14 @@ impl Snapshot {
         }
     }
 
-    fn skip(&self, index: usize, failed: &[Arc<str>]) -> Option<Skip> {
+    /// Why a slot is passed over. Whoever is at home there may come back while it drains.
+    fn skip(&self, index: usize, failed: &[Arc<str>], is_at_home: bool) -> Option<Skip> {
         let entry = &self.entries[index];
-        entry.skip.or_else(|| {
+        let skip = match entry.admin {
+            AdminState::Drain if is_at_home => entry.down,
+            _ => entry.skip,
+        };
+        skip.or_else(|| {
             let has_failed = failed.iter().any(|name| *name == entry.slot.name);
             has_failed.then_some(Skip::ConnectFailed)
         })

@@ -39,6 +39,63 @@ pub struct SlotStats {
     pub bytes_down: AtomicU64,
 }
 
+/// What one generation carries: the true count of its connections, and how those that are over
+/// have ended. Equal only to itself.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Connections, or requests in HTTP mode, now.
+    pub active: AtomicU64,
+    /// All that ended.
+    pub ended: AtomicU64,
+    /// Of these, WebSockets that were closed with a goodbye of ours.
+    pub goodbyes: AtomicU64,
+    /// Of these, those that were cut, or could not say goodbye in time.
+    pub cut: AtomicU64,
+    /// Of these, those that the backend failed: reset, broken off, or no good answer.
+    pub failed: AtomicU64,
+}
+
+impl PartialEq for Load {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Load {}
+
+/// What the operator wants of a slot. No check and no event of a worker changes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AdminState {
+    /// It takes clients.
+    #[default]
+    Ready,
+    /// It takes no new clients; whoever is at home there (a connection, a cookie) stays.
+    Drain,
+    /// It takes nobody, and whoever is there is asked to leave.
+    Maint,
+}
+
+impl AdminState {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
+
+    /// Why the slot is passed over, if it is.
+    pub(super) const fn skip(self) -> Option<Skip> {
+        match self {
+            Self::Ready => None,
+            Self::Drain => Some(Skip::Draining),
+            Self::Maint => Some(Skip::Maint),
+        }
+    }
+}
+
 /// What stands in a slot: one generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
@@ -58,6 +115,8 @@ pub struct Backend {
     pub health: Health,
     /// Why it takes no new clients any more.
     pub leaving: Option<Skip>,
+    /// Its connections.
+    pub load: Arc<Load>,
 }
 
 /// Why a slot is passed over.
@@ -75,6 +134,10 @@ pub enum Skip {
     Unhealthy,
     /// Checks or the watchdog are not answered.
     Unresponsive,
+    /// The operator wants no new clients there.
+    Draining,
+    /// The operator wants nobody there.
+    Maint,
     /// It could not be connected to just now (for this connection only).
     ConnectFailed,
 }
@@ -90,6 +153,8 @@ impl Skip {
             Self::Stopping => "stopping",
             Self::Unhealthy => "unhealthy",
             Self::Unresponsive => "unresponsive",
+            Self::Draining => "draining",
+            Self::Maint => "maint",
             Self::ConnectFailed => "connect_failed",
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use super::{Backend, Health, Skip, Slot, SlotStats};
+use super::{AdminState, Backend, Health, Skip, Slot, SlotStats};
 use crate::{
     affinity::{SlotId, Table},
     config::{self, ReadyBy, Source},
@@ -28,8 +28,16 @@ pub struct Entry {
     pub slot: Arc<Slot>,
     /// What stands in it; `None` while a supervised slot has no process.
     pub backend: Option<Arc<Backend>>,
+    /// The next generation beside it, at an address of its own, while it gets ready.
+    pub next: Option<Arc<Backend>>,
+    /// Generations before, which go on with what they have.
+    pub leaving: Vec<Arc<Backend>>,
     /// Why it gets no new clients; `None` when it does.
     pub skip: Option<Skip>,
+    /// The same, whatever the operator wants.
+    pub down: Option<Skip>,
+    /// What the operator wants.
+    pub admin: AdminState,
     /// We supervise it.
     pub supervised: bool,
 }
@@ -117,28 +125,98 @@ impl Entry {
         Self {
             slot: Arc::new(slot),
             backend: None,
+            next: None,
+            leaving: Vec::new(),
             skip: Some(Skip::Starting),
+            down: Some(Skip::Starting),
+            admin: AdminState::Ready,
             supervised: true,
         }
+    }
+
+    /// The generations that there are: the present one, the next, and those that leave.
+    pub fn generations(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let present = self.backend.iter().chain(&self.next);
+        present.chain(&self.leaving)
+    }
+
+    /// Where a client that was served by this generation goes: it, while it is there.
+    #[must_use]
+    pub fn serving(&self, generation: Option<u32>) -> Option<&Arc<Backend>> {
+        let is_it = |backend: &&Arc<Backend>| Some(backend.generation) == generation;
+        let before = self.leaving.iter().find(is_it);
+        before.or(self.backend.as_ref())
     }
 
     /// The same slot with another backend in it, judged anew.
     pub(super) fn filled(&self, backend: Backend, ready_by: ReadyBy) -> Self {
         let mut backend = backend;
-        let skip = judge(&mut backend, self.supervised, ready_by);
-        Self {
+        let down = judge(&mut backend, self.supervised, ready_by);
+        let filled = Self {
             backend: Some(Arc::new(backend)),
-            skip,
+            ..self.clone()
+        };
+        filled.judged(down)
+    }
+
+    /// The same slot with another next generation beside, judged anew.
+    pub(super) fn beside(&self, next: Backend, ready_by: ReadyBy) -> Self {
+        let mut next = next;
+        let _it_takes_nobody_yet = judge(&mut next, self.supervised, ready_by);
+        Self {
+            next: Some(Arc::new(next)),
             ..self.clone()
         }
     }
 
+    /// The same slot with another generation in the place of the present one, which leaves.
+    pub(super) fn replaced(&self, backend: Backend, ready_by: ReadyBy) -> Self {
+        let mut leaving = self.leaving.clone();
+        leaving.extend(self.backend.clone());
+        let replaced = Self {
+            next: None,
+            leaving,
+            ..self.clone()
+        };
+        replaced.filled(backend, ready_by)
+    }
+
+    /// The same slot without a generation that does not stand in it.
+    pub(super) fn without(&self, generation: u32) -> Option<Self> {
+        let is_it = |backend: &Arc<Backend>| backend.generation == generation;
+        let is_there = self.next.iter().chain(&self.leaving).any(is_it);
+        is_there.then(|| {
+            let mut left = self.clone();
+            left.next = left.next.filter(|next| !is_it(next));
+            left.leaving.retain(|backend| !is_it(backend));
+            left
+        })
+    }
+
     /// The same slot with nothing in it.
     pub(super) fn vacated(&self, why: Skip) -> Self {
-        Self {
+        let vacated = Self {
             backend: None,
-            skip: Some(why),
             ..self.clone()
+        };
+        vacated.judged(Some(why))
+    }
+
+    /// The same slot, as the operator wants it.
+    pub(super) fn wanted(&self, admin: AdminState) -> Self {
+        let wanted = Self {
+            admin,
+            ..self.clone()
+        };
+        let down = wanted.down;
+        wanted.judged(down)
+    }
+
+    fn judged(self, down: Option<Skip>) -> Self {
+        Self {
+            down,
+            skip: self.admin.skip().or(down),
+            ..self
         }
     }
 
@@ -153,7 +231,7 @@ impl Entry {
                 | Skip::Stopping
                 | Skip::Unresponsive
                 | Skip::ConnectFailed => true,
-                Skip::CrashLoop | Skip::Unhealthy => false,
+                Skip::CrashLoop | Skip::Unhealthy | Skip::Draining | Skip::Maint => false,
             }
     }
 }
@@ -173,8 +251,8 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
         let backend = entry.backend.as_ref();
         is_checked && backend.is_some_and(|b| b.address == config.address)
     });
-    let (backend, skip) = match same {
-        Some(entry) => (entry.backend.clone(), entry.skip),
+    let (backend, down) = match same {
+        Some(entry) => (entry.backend.clone(), entry.down),
         None => {
             let backend = Backend {
                 address: config.address.clone(),
@@ -185,16 +263,22 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
                 was_ready: true,
                 health: Health::Unknown,
                 leaving: None,
+                load: Arc::default(),
             };
             (Some(Arc::new(backend)), None)
         }
     };
-    Entry {
+    let entry = Entry {
         slot: Arc::new(slot),
         backend,
-        skip,
+        next: None,
+        leaving: Vec::new(),
+        skip: None,
+        down: None,
+        admin: kept.map_or(AdminState::Ready, |entry| entry.admin),
         supervised: false,
-    }
+    };
+    entry.judged(down)
 }
 
 /// Why a backend gets no new clients, if it gets none. A static one is taken to be well until

@@ -38,6 +38,7 @@ fn started(slot: usize, generation: u32) -> Event {
         address,
         pid: 100 + generation,
         backlog: None,
+        load: Arc::default(),
     })
 }
 

@@ -191,6 +191,8 @@ impl Workers {
             ready: ReadyBy::Auto,
             ready_timeout: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(30),
+            stable: Duration::from_secs(5),
+            max_rss: None,
             watchdog: None,
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Address, Admin, AdminTcp, Check, Cluster, Config, Listener, Mode, Source, StaticBackend,
     Workers, address,
-    value::{duration_of, key, quoted},
+    value::{bytes_of, duration_of, key, quoted},
     word,
 };
 
@@ -154,6 +154,9 @@ fn write_workers(out: &mut String, cluster: &str, workers: &Workers) -> fmt::Res
     writeln!(out, "ready_timeout = \"{ready_timeout}\"")?;
     let stop_timeout = duration_of(workers.stop_timeout);
     writeln!(out, "stop_timeout = \"{stop_timeout}\"")?;
+    writeln!(out, "stable = \"{}\"", duration_of(workers.stable))?;
+    let max_rss = workers.max_rss.map_or_else(|| "off".to_owned(), bytes_of);
+    writeln!(out, "max_rss = \"{max_rss}\"")?;
     let watchdog = workers.watchdog;
     let watchdog = watchdog.map_or_else(|| "off".to_owned(), duration_of);
     writeln!(out, "watchdog = \"{watchdog}\"")

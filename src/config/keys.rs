@@ -171,21 +171,20 @@ pub(super) static CLUSTER: Keys = Keys {
 
 pub(super) static BACKEND: Keys = Keys::new(&["name", "address", "weight"]);
 
-pub(super) static WORKERS: Keys = Keys {
-    later: &["max_rss"],
-    ..Keys::new(&[
-        "command",
-        "count",
-        "contract",
-        "env",
-        "cwd",
-        "user",
-        "ready",
-        "ready_timeout",
-        "stop_timeout",
-        "watchdog",
-    ])
-};
+pub(super) static WORKERS: Keys = Keys::new(&[
+    "command",
+    "count",
+    "contract",
+    "env",
+    "cwd",
+    "user",
+    "ready",
+    "ready_timeout",
+    "stop_timeout",
+    "stable",
+    "max_rss",
+    "watchdog",
+]);
 
 pub(super) static AFFINITY: Keys = Keys {
     inner: &[("cookie", &COOKIE)],

@@ -40,6 +40,7 @@ pub use listener::{
     Bind, CertPair, Limits, Listener, MAX_DIRECT_SLOTS, MAX_HEADERS, Mode, Network, Route,
     Timeouts, Tls, TlsVersion,
 };
+pub use resolve::MAX_COUNT as MAX_WORKERS;
 pub use run::RunOptions;
 pub use word::ContractChoice;
 
@@ -185,6 +186,11 @@ pub struct Workers {
     pub ready_timeout: Duration,
     /// From TERM to KILL. Default 30 s.
     pub stop_timeout: Duration,
+    /// How long the next generation must have been ready, beside the present one, before it takes
+    /// over. Default 5 s.
+    pub stable: Duration,
+    /// Resident memory in bytes; a worker that has more is replaced, gracefully. Default: off.
+    pub max_rss: Option<u64>,
     /// When set, a worker must send `WATCHDOG=1` at least this often. Default: off.
     pub watchdog: Option<Duration>,
 }

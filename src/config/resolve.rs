@@ -28,7 +28,7 @@ use super::{
 };
 
 /// How many threads or workers there may be.
-pub(super) const MAX_COUNT: usize = 1024;
+pub const MAX_COUNT: usize = 1024;
 
 /// What the readers need besides the file.
 struct Context<'a> {

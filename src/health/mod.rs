@@ -43,8 +43,8 @@ const DEFAULT: config::Health = config::Health {
 #[derive(Debug)]
 pub struct Checker {
     cluster: Cluster,
-    /// By the name of the slot.
-    running: HashMap<Arc<str>, Running>,
+    /// By the name of the slot, and the generation.
+    running: HashMap<(Arc<str>, u32), Running>,
     tasks: JoinSet<()>,
 }
 
@@ -63,10 +63,13 @@ struct Subject {
 }
 
 impl Subject {
-    /// What is to be checked in a slot, if anything: static backends only when that is
-    /// configured, workers always unless they are leaving.
-    fn of(entry: &Entry, configured: Option<&config::Health>) -> Option<Self> {
-        let backend = entry.backend.as_ref()?;
+    /// What is to be checked of what stands in a slot or beside, if anything: static backends only
+    /// when that is configured, workers always unless they are leaving.
+    fn of(
+        entry: &Entry,
+        backend: &Arc<Backend>,
+        configured: Option<&config::Health>,
+    ) -> Option<Self> {
         if backend.leaving.is_some() {
             return None;
         }
@@ -126,27 +129,31 @@ impl Checker {
     /// Starts and ends tasks so that they are what the snapshot needs.
     fn follow(&mut self, snapshot: &Snapshot) {
         let configured = snapshot.config.health.as_ref();
-        let mut wanted: HashMap<&Arc<str>, Subject> = snapshot
-            .entries
-            .iter()
-            .filter_map(|entry| Some((&entry.slot.name, Subject::of(entry, configured)?)))
-            .collect();
-        self.running.retain(|slot, running| {
+        let mut wanted = HashMap::default();
+        for entry in &snapshot.entries {
+            for backend in entry.backend.iter().chain(&entry.next) {
+                if let Some(subject) = Subject::of(entry, backend, configured) {
+                    let name = Arc::clone(&entry.slot.name);
+                    wanted.insert((name, backend.generation), subject);
+                }
+            }
+        }
+        self.running.retain(|place, running| {
             let same = wanted
-                .get(slot)
-                .is_some_and(|subject| subject.is_still(&running.subject));
+                .get(place)
+                .is_some_and(|subject: &Subject| subject.is_still(&running.subject));
             if same {
-                wanted.remove(slot);
+                wanted.remove(place);
             } else {
                 running.task.abort();
             }
             same
         });
-        for (slot, subject) in wanted {
-            let task = check(self.cluster.clone(), Arc::clone(slot), subject.clone());
+        for (place, subject) in wanted {
+            let slot = Arc::clone(&place.0);
+            let task = check(self.cluster.clone(), slot, subject.clone());
             let task = self.tasks.spawn(task);
-            self.running
-                .insert(Arc::clone(slot), Running { subject, task });
+            self.running.insert(place, Running { subject, task });
         }
     }
 }
@@ -197,10 +204,14 @@ async fn report(cluster: &Cluster, slot: &Arc<str>, generation: u32, health: Hea
 }
 
 fn was_ready(snapshot: &Snapshot, slot: &str, generation: u32) -> bool {
-    let backend = snapshot
+    let is_it = |backend: &&Arc<Backend>| backend.generation == generation;
+    let mut generations = snapshot
         .entry(slot)
-        .and_then(|entry| entry.backend.as_ref());
-    backend.is_some_and(|backend| backend.generation == generation && backend.was_ready)
+        .into_iter()
+        .flat_map(Entry::generations);
+    generations
+        .find(is_it)
+        .is_some_and(|backend| backend.was_ready)
 }
 
 /// The interval ± 10 %, so that the checks of many slots spread; `random` is in `0.0..1.0`.

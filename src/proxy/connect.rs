@@ -119,8 +119,9 @@ impl Side for Upstream {
 pub(super) struct Search<'a> {
     cluster: &'a Cluster,
     key: AffinityKey,
-    /// The client's slot, where it is known otherwise than by the key.
-    home: Option<SlotId>,
+    /// The client's slot, where it is known otherwise than by the key, and the generation that
+    /// served it last.
+    home: Option<(SlotId, u32)>,
     /// Slots that could not be connected to.
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
@@ -153,9 +154,9 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Tells the client's slot.
-    pub(super) const fn at_home_in(&mut self, slot: Option<SlotId>) {
-        self.home = slot;
+    /// Tells the client's slot, and the generation that served it last.
+    pub(super) const fn at_home_in(&mut self, home: Option<(SlotId, u32)>) {
+        self.home = home;
     }
 
     /// Whether connections that carried a request before will do.
@@ -170,7 +171,7 @@ impl<'a> Search<'a> {
     ) -> Result<Connected, CloseReason> {
         loop {
             let snapshot = self.cluster.load();
-            let home = self.home.and_then(|id| snapshot.position_of(id));
+            let home = self.home.and_then(|(id, _)| snapshot.position_of(id));
             match snapshot.route_home(home, self.key, &self.failed, self.may_hold()) {
                 Route::To { index, passed } => {
                     let name = |index: usize| Arc::clone(&snapshot.entries[index].slot.name);
@@ -208,12 +209,14 @@ impl<'a> Search<'a> {
         journey: &mut Journey,
     ) -> Result<Option<Connected>, CloseReason> {
         let entry = &snapshot.entries[index];
-        let Some(backend) = &entry.backend else {
+        let is_home = |(slot, _): &(SlotId, u32)| *slot == entry.slot.id;
+        let generation = self.home.filter(is_home).map(|(_, generation)| generation);
+        let Some(backend) = entry.serving(generation) else {
             return Ok(None);
         };
         let connected = |upstream, is_reused, journey: &mut Journey| {
             let slot = Arc::clone(&entry.slot);
-            journey.home = Some(Home::new(slot, backend.generation, backend.pid));
+            journey.home = Some(Home::new(slot, Arc::clone(backend)));
             Connected {
                 upstream,
                 place: Place::new(Arc::clone(&entry.slot.stats), Arc::clone(backend)),

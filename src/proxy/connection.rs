@@ -159,14 +159,11 @@ async fn served<D: Downstream>(
             connected = search.connect(&mut record.journey) => connected?,
             _ = client.socket().ready(Interest::ERROR) => return Err(CloseReason::ClientReset),
         };
-        let home = record
-            .journey
-            .home
-            .as_ref()
-            .map(|home| Arc::clone(home.slot()));
-        if let Some(slot) = &home {
-            ticket.goes_to(&slot.stats);
+        let home = record.journey.home.as_ref();
+        if let Some(home) = home {
+            ticket.goes_to(home, key);
         }
+        let home = home.map(|home| Arc::clone(home.slot()));
         let preface = early.preface(send_proxy, client.socket(), record);
         let idle = config.timeouts.idle;
         let end = match upstream {

@@ -27,4 +27,4 @@ pub use http::fuzzing;
 pub use listener::{Listener, Settings};
 pub use plane::DataPlane;
 pub use record::CloseReason;
-pub use registry::Cut;
+pub use registry::{Cut, Whereabouts};

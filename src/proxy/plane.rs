@@ -16,6 +16,7 @@ use std::{
 
 use tokio::{
     runtime::{Builder, Handle},
+    sync::oneshot,
     time::interval,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -26,7 +27,7 @@ use super::{
     door::{self, Door, accept},
     http::pool,
     listener::Listener,
-    registry::{self, Cut},
+    registry::{self, Cut, Whereabouts},
 };
 
 /// The threads that carry connections.
@@ -114,12 +115,31 @@ impl DataPlane {
         asked.wait().await;
     }
 
+    /// Where the connections go that go anywhere now.
+    pub async fn whereabouts(&self) -> Vec<Whereabouts> {
+        let mut all = Vec::new();
+        for thread in &self.threads {
+            let (found, awaited) = oneshot::channel();
+            let _detached = thread.runtime.spawn(async move {
+                let _gone = found.send(registry::whereabouts());
+            });
+            all.extend(awaited.await.unwrap_or_default());
+        }
+        all
+    }
+
     /// Cuts connections, and waits until each thread has done so.
     pub async fn cut(&self, which: Cut) {
         let cuts = TaskTracker::new();
         for thread in &self.threads {
             let which = which.clone();
-            cuts.spawn_on(async move { registry::cut(&which) }, &thread.runtime);
+            let cut = async move {
+                registry::cut(&which);
+                if let Cut::Generation(load) = which {
+                    pool::forget(&load);
+                }
+            };
+            cuts.spawn_on(cut, &thread.runtime);
         }
         cuts.close();
         cuts.wait().await;

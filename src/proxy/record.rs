@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::{
-    cluster::{Skip, Slot},
+    cluster::{Backend, Load, Skip, Slot},
     tls::HandshakeError,
 };
 
@@ -103,6 +103,15 @@ impl CloseReason {
         }
     }
 
+    /// What it means for the backend's generation.
+    const fn ended(self) -> Ended {
+        match self {
+            Self::Cut => Ended::Cut,
+            Self::BackendReset => Ended::Failed,
+            _ => Ended::Well,
+        }
+    }
+
     /// More about the reason, where there is more.
     #[must_use]
     pub const fn detail(self) -> Option<&'static str> {
@@ -167,12 +176,23 @@ pub(super) struct Journey {
     pub(super) held: Duration,
 }
 
-/// The backend of a connection. Counts itself in the slot while it is held.
+/// The backend of a connection. Counts itself in the slot, and in the generation, while it is held.
 #[derive(Debug)]
 pub(super) struct Home {
     slot: Arc<Slot>,
-    generation: u32,
-    pid: Option<u32>,
+    backend: Arc<Backend>,
+}
+
+/// How a connection or request ended, for its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Well,
+    /// A WebSocket that was closed with a goodbye of ours.
+    Goodbye,
+    /// By us, without one.
+    Cut,
+    /// By the backend, when it should not have.
+    Failed,
 }
 
 impl ConnectionRecord {
@@ -200,7 +220,7 @@ impl Drop for ConnectionRecord {
         let Traffic { up, down } = self.traffic;
         let Journey { home, passed, held } = &self.journey;
         if let Some(home) = home {
-            home.count(self.traffic);
+            home.count(self.traffic, self.reason.ended());
         }
         if self.requests > 0 {
             return;
@@ -211,8 +231,8 @@ impl Drop for ConnectionRecord {
             client = %self.client(),
             peer = self.client.is_some().then(|| tracing::field::display(self.peer)),
             slot = home.as_ref().map(|home| &*home.slot.name),
-            generation = home.as_ref().map(|home| home.generation),
-            pid = home.as_ref().and_then(|home| home.pid),
+            generation = home.as_ref().map(Home::generation),
+            pid = home.as_ref().and_then(Home::pid),
             passed = passed.as_ref().map(|(slot, _)| &**slot),
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),
@@ -228,38 +248,50 @@ impl Drop for ConnectionRecord {
 }
 
 impl Home {
-    pub(super) fn new(slot: Arc<Slot>, generation: u32, pid: Option<u32>) -> Self {
+    pub(super) fn new(slot: Arc<Slot>, backend: Arc<Backend>) -> Self {
         slot.stats.total.fetch_add(1, Relaxed);
         slot.stats.active.fetch_add(1, Relaxed);
-        Self {
-            slot,
-            generation,
-            pid,
-        }
+        backend.load.active.fetch_add(1, Relaxed);
+        Self { slot, backend }
     }
 
     pub(super) const fn slot(&self) -> &Arc<Slot> {
         &self.slot
     }
 
-    pub(super) const fn generation(&self) -> u32 {
-        self.generation
+    pub(super) fn generation(&self) -> u32 {
+        self.backend.generation
     }
 
-    pub(super) const fn pid(&self) -> Option<u32> {
-        self.pid
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.backend.pid
     }
 
-    /// Counts what was carried to and from it.
-    pub(super) fn count(&self, traffic: Traffic) {
+    /// What its generation carries.
+    pub(super) fn load(&self) -> &Arc<Load> {
+        &self.backend.load
+    }
+
+    /// Counts what was carried to and from it, and how that ended.
+    pub(super) fn count(&self, traffic: Traffic, ended: Ended) {
         self.slot.stats.bytes_up.fetch_add(traffic.up, Relaxed);
         self.slot.stats.bytes_down.fetch_add(traffic.down, Relaxed);
+        let load = &self.backend.load;
+        load.ended.fetch_add(1, Relaxed);
+        let kind = match ended {
+            Ended::Well => return,
+            Ended::Goodbye => &load.goodbyes,
+            Ended::Cut => &load.cut,
+            Ended::Failed => &load.failed,
+        };
+        kind.fetch_add(1, Relaxed);
     }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
         self.slot.stats.active.fetch_sub(1, Relaxed);
+        self.backend.load.active.fetch_sub(1, Relaxed);
     }
 }
 

@@ -15,8 +15,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::listener::Listener;
-use crate::cluster::SlotStats;
+use super::{listener::Listener, record::Home};
+use crate::{
+    affinity::AffinityKey,
+    cluster::{Load, SlotStats},
+};
 
 thread_local! {
     static OPEN: RefCell<Slab<Open>> = const { RefCell::new(Slab::new()) };
@@ -32,12 +35,25 @@ pub enum Cut {
     /// Those that go to a slot, by its counters: they are its own for life, where names come
     /// again in other clusters.
     Slot(Arc<SlotStats>),
+    /// Those that go to a generation of a slot.
+    Generation(Arc<Load>),
+}
+
+/// Where a connection goes now, and by which key it was sent there.
+#[derive(Clone, Debug)]
+pub struct Whereabouts {
+    /// The counters of the slot, which tell it apart for life.
+    pub slot: Arc<SlotStats>,
+    /// The generation.
+    pub load: Arc<Load>,
+    /// What identifies the client.
+    pub key: AffinityKey,
 }
 
 #[derive(Debug)]
 struct Open {
     listener: Arc<Listener>,
-    slot: Option<Arc<SlotStats>>,
+    goes_to: Option<Whereabouts>,
     task: Option<AbortHandle>,
     /// It can be asked to go.
     farewell: Option<Farewell>,
@@ -89,7 +105,7 @@ where
     let index = OPEN.with_borrow_mut(|open| {
         open.insert(Open {
             listener,
-            slot: None,
+            goes_to: None,
             task: None,
             farewell: None,
             is_tunnel: false,
@@ -118,7 +134,7 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration) {
             match (&open.farewell, open.is_tunnel, which) {
                 (Some(farewell), true, _) => tunnels.push(farewell.clone()),
                 // Its next request may go to another slot.
-                (Some(_), false, Cut::Slot(_)) | (None, ..) => {}
+                (Some(_), false, Cut::Slot(_) | Cut::Generation(_)) | (None, ..) => {}
                 (Some(farewell), false, _) => farewell.say(now),
             }
         }
@@ -144,12 +160,27 @@ pub(super) fn cut(which: &Cut) {
     });
 }
 
+/// Where this thread's connections go.
+pub(super) fn whereabouts() -> Vec<Whereabouts> {
+    OPEN.with_borrow(|open| {
+        let all = open.iter().filter_map(|(_, open)| open.goes_to.clone());
+        all.collect()
+    })
+}
+
 impl Open {
     fn is_one_of(&self, which: &Cut) -> bool {
         match which {
             Cut::All => true,
             Cut::Listener(listener) => Arc::ptr_eq(&self.listener, listener),
-            Cut::Slot(slot) => self.slot.as_ref().is_some_and(|own| Arc::ptr_eq(own, slot)),
+            Cut::Slot(slot) => {
+                let own = self.goes_to.as_ref();
+                own.is_some_and(|own| Arc::ptr_eq(&own.slot, slot))
+            }
+            Cut::Generation(load) => {
+                let own = self.goes_to.as_ref();
+                own.is_some_and(|own| Arc::ptr_eq(&own.load, load))
+            }
         }
     }
 }
@@ -175,15 +206,20 @@ impl Ticket {
 
     /// Notes that the connection goes to no slot any more.
     pub(super) fn goes_nowhere(&self) {
-        let before = OPEN.with_borrow_mut(|open| open.get_mut(self.0)?.slot.take());
+        let before = OPEN.with_borrow_mut(|open| open.get_mut(self.0)?.goes_to.take());
         drop(before);
     }
 
-    /// Notes to which slot the connection goes.
-    pub(super) fn goes_to(&self, slot: &Arc<SlotStats>) {
+    /// Notes where the connection goes, and by which key.
+    pub(super) fn goes_to(&self, home: &Home, key: AffinityKey) {
+        let goes_to = Whereabouts {
+            slot: Arc::clone(&home.slot().stats),
+            load: Arc::clone(home.load()),
+            key,
+        };
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.0) {
-                open.slot = Some(Arc::clone(slot));
+                open.goes_to = Some(goes_to);
             }
         });
     }

@@ -1,24 +1,17 @@
 //! The worker's contract: how it gets its socket, and what its environment says.
 
-use std::{
-    ffi::OsString,
-    fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{ffi::OsString, fs, io, mem, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use nix::unistd::User;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tracing::warn;
+use socket2::{SockRef, Socket};
 
 use super::{
     entrance::Entrances,
     exec::{FIRST_FD, Plan},
     home::Home,
-    node::{Channel, OwnAddress, Setting, SharedSockets, SlotSockets},
+    node::{Channel, Setting, SharedSockets},
     notify::{NotifySocket, remove_stale},
+    place::Place,
     process::Launch,
     sweep,
 };
@@ -26,9 +19,6 @@ use crate::{
     cluster::Backlog,
     config::{Address, Contract, Workers},
 };
-
-/// Connections that wait for a worker to accept, where homescar holds the socket.
-pub(super) const BACKLOG: i32 = 1024;
 
 /// What is in our own environment but not meant for our workers.
 const NOT_INHERITED: [&str; 11] = [
@@ -53,10 +43,9 @@ pub(super) struct Room {
     index: usize,
     /// With the user whose it is.
     dir: Option<(Option<String>, PathBuf)>,
-    port: Option<u16>,
-    listener: Option<Arc<TcpListener>>,
-    /// Under contract `node`.
-    sockets: Option<Arc<SlotSockets>>,
+    place: Place,
+    /// That of a generation beside.
+    beside: Option<Place>,
     shared: Arc<SharedSockets>,
     /// The port that the application's server has asked for.
     known: Option<u16>,
@@ -77,6 +66,8 @@ pub(super) struct Prepared {
     pub channel: Option<Channel>,
     /// Keeps the port until just before the spawn.
     pub port: Option<Socket>,
+    /// The kernel leads clients to it, by sockets that it shares with the slot's other generations.
+    pub shares: bool,
 }
 
 /// How it is going to be started.
@@ -127,20 +118,19 @@ impl Access {
 }
 
 impl Room {
-    pub(super) const fn new(
+    pub(super) fn new(
         home: Arc<Home>,
         slot: Arc<str>,
         shared: Arc<SharedSockets>,
         index: usize,
     ) -> Self {
         Self {
+            place: Place::new(Arc::clone(&home)),
+            beside: None,
             home,
             slot,
             index,
             dir: None,
-            port: None,
-            listener: None,
-            sockets: None,
             shared,
             known: None,
             misfit: None,
@@ -162,7 +152,7 @@ impl Room {
         entrances: &Entrances,
         generation: u32,
     ) -> io::Result<Prepared> {
-        let prepared = self.prepare_beside(workers, entrances, generation)?;
+        let prepared = self.prepare_in(false, workers, entrances, generation)?;
         if prepared.launch.plan.listen {
             for socket in &prepared.launch.pass {
                 // The flag is shared by all who hold the socket: undo what the last one did.
@@ -172,9 +162,36 @@ impl Room {
         Ok(prepared)
     }
 
-    /// The same while another generation has the sockets and does not expect them to change.
+    /// The same while another generation lives: in a place of its own, or, where the kernel leads
+    /// clients to it, with the same sockets, which that one does not expect to change.
     pub(super) fn prepare_beside(
         &mut self,
+        workers: &Workers,
+        entrances: &Entrances,
+        generation: u32,
+    ) -> io::Result<Prepared> {
+        let is_led = matches!(self.contract(workers), Contract::Fd | Contract::Node);
+        let shares = is_led && entrances.doors.is_some();
+        if !shares {
+            self.beside = Some(Place::new(Arc::clone(&self.home)));
+        }
+        self.prepare_in(!shares, workers, entrances, generation)
+    }
+
+    /// The generation beside has taken over. Gives the place of the one before, unless they share it.
+    pub(super) fn take_over(&mut self) -> Option<Place> {
+        let beside = self.beside.take()?;
+        Some(mem::replace(&mut self.place, beside))
+    }
+
+    /// There is no generation beside any more.
+    pub(super) fn clear_beside(&mut self) {
+        self.beside = None;
+    }
+
+    fn prepare_in(
+        &mut self,
+        beside: bool,
         workers: &Workers,
         entrances: &Entrances,
         generation: u32,
@@ -183,16 +200,17 @@ impl Room {
         let dir = self.dir(user.as_ref())?;
         let notify = NotifySocket::bind(dir.join(format!("notify-{generation}.sock")))?;
         let mut access = match self.contract(workers) {
-            Contract::Port => self.port()?,
+            Contract::Port => self.port(beside)?,
             Contract::Unix => {
-                let path = dir.join("worker.sock");
+                let path = dir.join(format!("worker-{generation}.sock"));
                 remove_stale(&path)?;
                 let env = vec![("PORT", path.clone().into())];
                 Access::to(Address::Unix(path), env)
             }
-            Contract::Fd => self.descriptors(entrances)?,
-            Contract::Node => self.channel(workers, entrances)?,
+            Contract::Fd => self.descriptors(beside, entrances)?,
+            Contract::Node => self.channel(beside, workers, entrances)?,
         };
+        let shares = entrances.doors.is_some() && access.backlog.is_some();
         let own = &mut access.env;
         own.push(("NOTIFY_SOCKET", notify.path().into()));
         if let Some(watchdog) = workers.watchdog {
@@ -222,7 +240,15 @@ impl Room {
             notify,
             channel: access.channel,
             port: access.port,
+            shares,
         })
+    }
+
+    fn place(&mut self, beside: bool) -> &mut Place {
+        match &mut self.beside {
+            Some(place) if beside => place,
+            _ => &mut self.place,
+        }
     }
 
     /// The one that the next generation gets.
@@ -251,9 +277,8 @@ impl Room {
         self.known = port;
     }
 
-    fn port(&mut self) -> io::Result<Access> {
-        let (held, addr) = self.home.hold_port(self.port)?;
-        self.keep_port(addr.port());
+    fn port(&mut self, beside: bool) -> io::Result<Access> {
+        let (held, addr) = self.place(beside).hold_port()?;
         let env = vec![("PORT", addr.port().to_string().into())];
         Ok(Access {
             port: Some(held),
@@ -261,14 +286,14 @@ impl Room {
         })
     }
 
-    fn descriptors(&mut self, entrances: &Entrances) -> io::Result<Access> {
+    fn descriptors(&mut self, beside: bool, entrances: &Entrances) -> io::Result<Access> {
         let (sockets, address) = match &entrances.doors {
             Some(doors) => {
                 let doors = doors.of_slot(self.index)?;
                 (doors.sockets, doors.address)
             }
             None => {
-                let socket = self.listener()?;
+                let socket = self.place(beside).listener()?;
                 let address = Address::Tcp(socket.local_addr()?);
                 (vec![socket], address)
             }
@@ -290,20 +315,19 @@ impl Room {
         })
     }
 
-    fn channel(&mut self, workers: &Workers, entrances: &Entrances) -> io::Result<Access> {
-        let Entrances { ports, doors } = entrances;
+    fn channel(
+        &mut self,
+        beside: bool,
+        workers: &Workers,
+        entrances: &Entrances,
+    ) -> io::Result<Access> {
+        let Entrances { ports, doors, .. } = entrances;
         let index = self.index;
         let doors = doors
             .as_ref()
             .map(|doors| doors.of_slot(index))
             .transpose()?;
-        let sockets = Arc::clone(self.sockets.get_or_insert_with(|| {
-            let own = OwnAddress::reserve(index);
-            let own = own.inspect_err(|error| {
-                warn!(%error, "no loopback address for a slot of its own: workers see other ports");
-            });
-            Arc::new(SlotSockets::new(own.ok(), doors))
-        }));
+        let sockets = self.place(beside).sockets(index, doors);
         // Most likely the right one; the worker is going to say.
         let socket = sockets.at(self.known.or_else(|| ports.first().copied()).unwrap_or(0))?;
         let address = sockets.address_of(&socket)?;
@@ -342,29 +366,10 @@ impl Room {
         self.dir = Some((name, dir.clone()));
         Ok(dir)
     }
-
-    fn keep_port(&mut self, port: u16) {
-        if let Some(old) = self.port.replace(port)
-            && old != port
-        {
-            self.home.release_port(old);
-        }
-    }
-
-    /// The listening socket of its own.
-    fn listener(&mut self) -> io::Result<Arc<TcpListener>> {
-        Ok(match &self.listener {
-            Some(listener) => Arc::clone(listener),
-            None => Arc::clone(self.listener.insert(Arc::new(listen()?))),
-        })
-    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        if let Some(port) = self.port {
-            self.home.release_port(port);
-        }
         if let Some((_, dir)) = &self.dir {
             let _gone_already = fs::remove_dir_all(dir);
         }
@@ -405,11 +410,4 @@ fn environment(
 fn find_user(name: &str) -> io::Result<User> {
     User::from_name(name)?
         .ok_or_else(|| io::Error::other(format!("no user {name:?} on this machine")))
-}
-
-fn listen() -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

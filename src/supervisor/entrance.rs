@@ -1,8 +1,8 @@
 //! What leads into a cluster from outside: which ports, and in direct mode which sockets.
 
-use std::{io, net::TcpListener, sync::Arc};
+use std::{io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
 
-use crate::config::Address;
+use crate::{cluster::Load, config::Address};
 
 /// What leads into a cluster from outside, as far as its workers have to do with it.
 #[derive(Clone, Debug, Default)]
@@ -11,7 +11,22 @@ pub struct Entrances {
     pub ports: Arc<[u16]>,
     /// In direct mode.
     pub doors: Option<Arc<dyn Doors>>,
+    /// Those who are carried to its workers.
+    pub guests: Option<Arc<dyn Guests>>,
 }
+
+/// The connections that are relayed to workers.
+pub trait Guests: std::fmt::Debug + Send + Sync {
+    /// Asks those of one generation to leave that can say goodbye, one after the other over
+    /// `spread`. Done when all are asked.
+    fn ask_to_leave(&self, generation: &Arc<Load>, spread: Duration) -> Asked;
+
+    /// Cuts those of one generation. Done when all are cut.
+    fn cut(&self, generation: &Arc<Load>) -> Asked;
+}
+
+/// What is done when it is done.
+pub type Asked = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The public listening sockets of a cluster's slots, where the kernel leads clients straight to
 /// their worker.

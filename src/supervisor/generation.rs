@@ -18,7 +18,7 @@ use super::{
     worker::Limits,
 };
 use crate::{
-    cluster::{self, Backlog, Skip, Started},
+    cluster::{self, Backlog, Load, Skip, Started},
     config::{Address, Workers},
 };
 
@@ -38,10 +38,13 @@ pub(super) struct Generation {
     pub was_ready: bool,
     /// It did not end by itself.
     pub told_to_end: bool,
+    /// The kernel leads clients to it, by sockets that it shares with the slot's other generations.
+    pub shares: bool,
     pub workers: Arc<Workers>,
     slot: Arc<str>,
     address: Address,
     backlog: Option<Backlog>,
+    load: Arc<Load>,
     output: JoinSet<Vec<String>>,
     output_ends: CancellationToken,
     spawned: Instant,
@@ -100,6 +103,7 @@ impl Generation {
             channel,
             launch,
             port,
+            shares,
         } = prepared;
         // The last moment: now the worker may bind it.
         drop(port);
@@ -128,10 +132,12 @@ impl Generation {
             channel,
             was_ready: false,
             told_to_end: false,
+            shares,
             workers,
             slot,
             address,
             backlog,
+            load: Arc::default(),
             output,
             output_ends,
             spawned: Instant::now(),
@@ -140,6 +146,24 @@ impl Generation {
 
     pub(super) fn started(&self) -> cluster::Event {
         cluster::Event::Started(self.as_started())
+    }
+
+    /// It stands beside the present generation.
+    pub(super) fn beside(&self) -> cluster::Event {
+        cluster::Event::Beside(self.as_started())
+    }
+
+    /// It has left, or will have nobody any more.
+    pub(super) fn gone(&self) -> cluster::Event {
+        cluster::Event::Gone {
+            slot: Arc::clone(&self.slot),
+            generation: self.number,
+            why: Skip::Stopping,
+        }
+    }
+
+    pub(super) const fn slot(&self) -> &Arc<str> {
+        &self.slot
     }
 
     /// It takes the place of the generation before it.
@@ -154,7 +178,13 @@ impl Generation {
             address: self.address.clone(),
             pid: self.pid,
             backlog: self.backlog.clone(),
+            load: Arc::clone(&self.load),
         }
+    }
+
+    /// Its connections, as far as they are relayed.
+    pub(super) const fn load(&self) -> &Arc<Load> {
+        &self.load
     }
 
     pub(super) fn ready(&self) -> cluster::Event {

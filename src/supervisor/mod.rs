@@ -18,31 +18,32 @@ mod node;
 mod notify;
 mod output;
 mod pass;
+mod place;
 mod process;
+mod receipt;
 mod report;
 mod restart;
+mod rollout;
 mod slot;
 mod sweep;
 mod worker;
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
-use tracing::info;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use entrance::{Doors, Entrances, SlotDoors};
+pub use entrance::{Asked, Doors, Entrances, Guests, SlotDoors};
 pub use exec::exec_worker_main;
 pub use guard::guard_main;
 pub use home::Home;
 pub use process::{EXEC_WORKER, GUARD};
+pub use receipt::{Connections, Outcome, SlotReceipt};
 
-use crate::{
-    cluster::Cluster,
-    config::{Contract, Workers},
-};
+use crate::{cluster::Cluster, config::Workers};
 use node::SharedSockets;
-use slot::{Orders, SlotTask, Turns, Want};
+use rollout::{Participant, Reason, Replace};
+use slot::{Orders, SlotTask, Want};
 
 /// The worker processes of one cluster. When it is dropped before [`stop`](Self::stop) has
 /// returned, its workers are killed.
@@ -53,7 +54,10 @@ pub struct Supervisor {
     workers: Arc<Workers>,
     entrances: Entrances,
     shared: Arc<SharedSockets>,
-    turns: Arc<Turns>,
+    /// Too large workers are replaced one after the other.
+    turn: Arc<Semaphore>,
+    /// The rolling restart that is under way, if it has not ended.
+    rollout: Option<Rollout>,
     /// By their number; those at the end may be retired.
     slots: Vec<SlotHandle>,
     tasks: TaskTracker,
@@ -61,8 +65,22 @@ pub struct Supervisor {
 
 #[derive(Debug)]
 struct SlotHandle {
+    name: Arc<str>,
     orders: watch::Sender<Orders>,
+    replace: mpsc::Sender<Replace>,
 }
+
+/// A rolling restart that is, or was, under way.
+#[derive(Debug)]
+struct Rollout {
+    ended: CancellationToken,
+    stop: CancellationToken,
+}
+
+/// A rolling restart is under way already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a rolling restart is under way")]
+pub struct Busy;
 
 impl Supervisor {
     /// Starts `workers.count` workers, for the slots of the same number in the cluster's table.
@@ -82,7 +100,8 @@ impl Supervisor {
             workers,
             entrances,
             shared: Arc::default(),
-            turns: Arc::default(),
+            turn: Arc::new(Semaphore::new(1)),
+            rollout: None,
             slots: Vec::new(),
             tasks: TaskTracker::new(),
         };
@@ -93,19 +112,10 @@ impl Supervisor {
     }
 
     /// Takes on another configuration, which the cluster was told before. Slots beyond the new
-    /// count are emptied: their worker ends once their connections have, or after `drain`. All
-    /// else holds from each worker's next generation on. Where a worker's socket is ours
-    /// (contracts `fd` and `node`), that is now: one slot after the other starts it beside the
-    /// present one, and lets that go when it is ready.
+    /// count are emptied: their worker ends once its connections have, or after `drain`. Workers
+    /// that were started with another configuration are replaced, one slot after the other.
     pub fn configure(&mut self, workers: Arc<Workers>, entrances: Entrances, drain: Duration) {
-        let shared = matches!(workers.contract, Contract::Fd | Contract::Node);
-        if self.workers.runs_differently(&workers) && !shared {
-            info!(
-                cluster = %self.cluster.name(),
-                "the workers' configuration has changed: those that run keep the old one until \
-                 they are restarted"
-            );
-        }
+        let is_other = self.workers.runs_differently(&workers);
         self.workers = workers;
         self.entrances = entrances;
         let count = self.workers.count.get();
@@ -123,6 +133,54 @@ impl Supervisor {
                 _ => {}
             }
         }
+        if is_other {
+            self.roll(NonZeroUsize::MIN, Reason::Changed);
+        }
+    }
+
+    /// Replaces all workers, at most `parallel` slots at a time: the next generation starts beside
+    /// the present one and takes over when it is ready and has stayed so; the first that does not
+    /// get that far ends it. Gives what comes of each slot; it goes on when nobody looks.
+    ///
+    /// # Errors
+    /// When that is under way already.
+    pub fn restart(&mut self, parallel: NonZeroUsize) -> Result<mpsc::Receiver<SlotReceipt>, Busy> {
+        let under_way = self.rollout.as_ref();
+        if under_way.is_some_and(|rollout| !rollout.ended.is_cancelled()) {
+            return Err(Busy);
+        }
+        Ok(self.roll(parallel, Reason::Asked))
+    }
+
+    /// Begins a rolling restart; one that is under way ends first, after the slots that it has begun.
+    fn roll(&mut self, parallel: NonZeroUsize, reason: Reason) -> mpsc::Receiver<SlotReceipt> {
+        let before = self.rollout.take();
+        let (ended, stop) = (CancellationToken::new(), CancellationToken::new());
+        let count = self.workers.count.get();
+        let slots = self.slots.iter().take(count).map(|slot| Participant {
+            slot: Arc::clone(&slot.name),
+            ask: slot.replace.clone(),
+        });
+        let (progress, receipts) = mpsc::channel(count.max(1));
+        let roll = rollout::roll(
+            Arc::clone(self.cluster.name()),
+            slots.collect(),
+            parallel,
+            reason,
+            progress,
+            stop.clone(),
+        );
+        let at_end = ended.clone().drop_guard();
+        drop(self.tasks.spawn(async move {
+            if let Some(before) = before {
+                before.stop.cancel();
+                before.ended.cancelled().await;
+            }
+            roll.await;
+            drop(at_end);
+        }));
+        self.rollout = Some(Rollout { ended, stop });
+        receipts
     }
 
     /// Empties all slots, which the cluster no longer has: each worker ends once its connections
@@ -160,16 +218,23 @@ impl Supervisor {
             want: Want::Run,
         };
         let (orders, receiver) = watch::channel(orders);
+        let (replace, replacements) = mpsc::channel(1);
         let task = SlotTask::new(
             self.cluster.clone(),
             Arc::clone(&self.home),
-            (Arc::clone(&self.shared), Arc::clone(&self.turns)),
+            (Arc::clone(&self.shared), Arc::clone(&self.turn)),
             index,
             receiver,
+            replacements,
         );
+        let name = task.name();
         // The task has its handle: it ends when `orders` does.
         drop(self.tasks.spawn(task.run()));
-        let handle = SlotHandle { orders };
+        let handle = SlotHandle {
+            name,
+            orders,
+            replace,
+        };
         match self.slots.get_mut(index) {
             Some(slot) => *slot = handle,
             None => self.slots.push(handle),

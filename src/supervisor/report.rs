@@ -6,6 +6,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     generation::Ended,
+    receipt::{Connections, SlotReceipt},
     restart::{STABLE_AFTER, Say, Verdict},
     worker::Why,
 };
@@ -75,20 +76,12 @@ pub(super) fn ended(slot: &str, ended: &Ended, verdict: Verdict) {
         }
         Say::CrashLoop { count, span } => {
             let stable = brief(STABLE_AFTER);
-            let mut text = format!(
+            let text = format!(
                 "{slot} crash-loops: {count} generations in {} ended before they had been ready \
-                 for {stable}; the last: {how}, after {lived}; next try in {next}",
-                brief(span)
+                 for {stable}; the last: {how}, after {lived}; next try in {next}{}",
+                brief(span),
+                tail(stderr)
             );
-            text.push_str(if stderr.is_empty() {
-                "; it wrote nothing to stderr"
-            } else {
-                "; the last that it wrote to stderr:"
-            });
-            for line in stderr {
-                // Writing to a String cannot fail.
-                let _infallible = write!(text, "\n    | {line}");
-            }
             error!(%slot, generation, pid, "{text}");
         }
         Say::Reminder { count, span } => error!(
@@ -103,6 +96,19 @@ pub(super) fn ended(slot: &str, ended: &Ended, verdict: Verdict) {
     }
 }
 
+/// The last words of a worker, to stand behind a message.
+pub(super) fn tail(stderr: &[String]) -> String {
+    let mut text = String::from(match stderr {
+        [] => "; it wrote nothing to stderr",
+        _ => "; the last that it wrote to stderr:",
+    });
+    for line in stderr {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "\n    | {line}");
+    }
+    text
+}
+
 /// A slot goes on under contract `port`.
 pub(super) fn misfit(slot: &str, why: &str) {
     warn!(
@@ -113,10 +119,22 @@ pub(super) fn misfit(slot: &str, why: &str) {
 }
 
 /// A generation has ended whose place was taken before.
-pub(super) fn left(slot: &str, ended: &Ended) {
+pub(super) fn left(receipt: &SlotReceipt, ended: &Ended) {
     let (generation, pid) = (ended.generation, ended.pid);
     let (how, lived) = (&ended.how, brief(ended.lived));
-    info!(%slot, generation, pid, "{slot}: generation {generation} ended: {how}, after {lived}");
+    let SlotReceipt {
+        slot, connections, ..
+    } = receipt;
+    let Connections {
+        goodbyes,
+        cut,
+        failed,
+        ..
+    } = connections;
+    info!(
+        %slot, generation, pid, goodbyes, cut, failed,
+        "{slot}: generation {generation} ended: {how}, after {lived}"
+    );
 }
 
 /// A worker has ended for good.

@@ -1,8 +1,12 @@
 //! The task of one slot: carries out what [`Worker`] decides, and tells it what happens.
 
+mod departure;
+mod ending;
+mod memory;
 mod notices;
 mod retiring;
 mod rolling;
+mod waits;
 
 use std::{
     collections::VecDeque,
@@ -14,14 +18,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-pub(super) use self::rolling::Turns;
 use self::{
+    ending::take_out,
+    memory::Diet,
     notices::{noticed, was_not_ready},
-    rolling::{Successor, settled},
+    rolling::{Successor, progress},
+    waits::{asked, exited, passed, told},
 };
 use super::{
     contract::Room,
@@ -29,20 +38,17 @@ use super::{
     generation::{Ended, Generation},
     home::Home,
     node::{Channel, SharedSockets},
-    notify::{Message, NotifySocket},
+    notify::Message,
     output::printable,
-    process::Process,
+    receipt::SlotReceipt,
     report,
-    restart::Verdict,
+    rollout::Replace,
     worker::{Action, Event, Limits, Why, Worker},
 };
 use crate::{
-    cluster::{self, Cluster, Skip, SlotStats, Snapshot},
+    cluster::{AdminState, Cluster, Skip, SlotStats},
     config::Workers,
 };
-
-/// What the controller gets to take a worker out of the table before that is told to end.
-const TAKEN_OUT_WITHIN: Duration = Duration::from_millis(100);
 
 /// What a slot is to do.
 #[derive(Clone, Debug)]
@@ -73,13 +79,17 @@ pub(super) struct SlotTask {
     home: Arc<Home>,
     room: Room,
     orders: watch::Receiver<Orders>,
-    turns: Arc<Turns>,
+    replacements: mpsc::Receiver<Replace>,
+    /// Too large ones of the cluster are replaced one after the other.
+    diet: Diet,
     /// The number of the last generation; it outlives this task.
     last: Arc<AtomicU32>,
     stats: Option<Arc<SlotStats>>,
     running: Option<Generation>,
     /// The next generation beside it.
     successor: Option<Successor>,
+    /// That of a slot that had none to stand beside: the first after the generation of this number.
+    fresh: Option<(Replace, u32)>,
     /// Generations whose place is taken.
     leaving: TaskTracker,
     /// The end of a retired slot's drain.
@@ -92,9 +102,10 @@ impl SlotTask {
     pub(super) fn new(
         cluster: Cluster,
         home: Arc<Home>,
-        (shared, turns): (Arc<SharedSockets>, Arc<Turns>),
+        (shared, turn): (Arc<SharedSockets>, Arc<Semaphore>),
         index: usize,
         orders: watch::Receiver<Orders>,
+        replacements: mpsc::Receiver<Replace>,
     ) -> Self {
         let name: Arc<str> = format!("{}/{index}", cluster.name()).into();
         let last = home.last_generation(Arc::clone(&name));
@@ -104,15 +115,22 @@ impl SlotTask {
             cluster,
             home,
             orders,
+            replacements,
+            diet: Diet::new(turn),
             last,
             stats: None,
             running: None,
             successor: None,
+            fresh: None,
             leaving: TaskTracker::new(),
-            turns,
             drained_by: None,
             orphaned: false,
         }
+    }
+
+    /// The slot's name.
+    pub(super) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
     }
 
     /// Runs until the slot has no worker and shall have none.
@@ -161,7 +179,8 @@ impl SlotTask {
             let poll = self
                 .drained_by
                 .map(|by| by.min(Instant::now() + self.drain_poll()));
-            let outdated = self.outdated();
+            let may_replace = self.may_replace();
+            let most = self.most_memory();
             let (process, notify, channel) = match &mut self.running {
                 Some(generation) => (
                     Some(&generation.process),
@@ -175,13 +194,15 @@ impl SlotTask {
                     Ok(()) => events.extend(self.obey().await),
                     Err(_) => events.push_back(self.is_orphaned()),
                 },
-                permit = Self::turn(outdated) => self.begin_replacement(permit),
-                outcome = settled(self.successor.as_mut()) => {
-                    events.extend(self.succeed(outcome).await);
+                replace = asked(&mut self.replacements, &mut self.diet, most), if may_replace => {
+                    events.extend(self.begin_replacement(replace).await);
+                }
+                progress = progress(self.successor.as_mut(), &self.cluster) => {
+                    events.extend(self.succeed(progress).await);
                     snapshots.mark_changed();
                 }
                 () = exited(process) => {
-                    self.abandon(None).await;
+                    self.is_overtaken().await;
                     ended = self.clean_up().await;
                     // An empty slot that is retired needs no next generation.
                     events.extend(self.drained_by.take().map(|_| Event::Stop));
@@ -259,9 +280,13 @@ impl SlotTask {
         self.last.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    fn last_number(&self) -> u32 {
+        self.last.load(Ordering::Relaxed)
+    }
+
     fn not_spawned(&self, error: &io::Error) -> Ended {
         Ended {
-            generation: self.last.load(Ordering::Relaxed),
+            generation: self.last_number(),
             pid: None,
             how: format!("it could not be started: {error}"),
             lived: Duration::ZERO,
@@ -286,6 +311,8 @@ impl SlotTask {
                 if !std::mem::replace(&mut generation.was_ready, true) {
                     report::booted(&slot, number, generation.pid, after);
                 }
+                let receipt = SlotReceipt::replaced(&slot, number, generation.pid, after);
+                self.tell_fresh(receipt);
             }
             Action::End { why, grace } => {
                 // Before it is told: from then on it may refuse whoever is sent to it.
@@ -355,81 +382,12 @@ impl SlotTask {
         if backend.was_ready {
             events.push(Event::BecameReady);
         }
-        if backend.leaving.is_none() && entry.skip == Some(Skip::Unresponsive) {
+        // One in maintenance may stand still, as under a debugger.
+        let may_hang = entry.admin == AdminState::Maint;
+        let hangs = entry.down == Some(Skip::Unresponsive) && !may_hang;
+        if backend.leaving.is_none() && hangs {
             events.push(Event::Unresponsive);
         }
         events
-    }
-
-    /// The process has ended: no client may be sent to it while the rest is looked after.
-    async fn clean_up(&mut self) -> Option<Ended> {
-        let generation = self.running.take()?;
-        let stopping = generation.stopping(Skip::Stopping);
-        self.cluster.report(stopping).await;
-        let command = generation.workers.command.clone();
-        let was_better = generation.channel.is_some() || generation.was_ready;
-        let ended = generation.clean_up(&self.home).await;
-        self.learn_from(&ended, &command, was_better);
-        Some(ended)
-    }
-
-    async fn vacated(&self, ended: Option<Ended>, verdict: Verdict) {
-        let Some(ended) = ended else { return };
-        let why = if verdict.looping {
-            Skip::CrashLoop
-        } else {
-            Skip::Restarting
-        };
-        report::ended(&self.name, &ended, verdict);
-        self.gone(ended.generation, why).await;
-    }
-
-    async fn finished(&mut self, ended: Option<Ended>) {
-        self.drained_by = None;
-        if let Some(ended) = ended {
-            report::stopped(&self.name, &ended);
-            self.gone(ended.generation, Skip::Stopping).await;
-        }
-    }
-
-    async fn gone(&self, generation: u32, why: Skip) {
-        let gone = cluster::Event::Gone {
-            slot: Arc::clone(&self.name),
-            generation,
-            why,
-        };
-        self.cluster.report(gone).await;
-    }
-}
-
-/// Reports that a generation is leaving, and waits until no snapshot sends clients to it.
-async fn take_out(cluster: &Cluster, slot: &str, generation: u32, stopping: cluster::Event) {
-    cluster.report(stopping).await;
-    let is_out = |snapshot: &Snapshot| {
-        let backend = snapshot.entry(slot).and_then(|e| e.backend.as_ref());
-        backend.is_none_or(|b| b.generation != generation || b.leaving.is_some())
-    };
-    // A controller that is too busy, or has ended, holds up no end.
-    let _late = cluster.wait_until(TAKEN_OUT_WITHIN, is_out).await;
-}
-
-async fn exited(process: Option<&Process>) {
-    match process {
-        Some(process) => process.exited().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn told(notify: Option<&mut NotifySocket>) -> io::Result<Vec<Message>> {
-    match notify {
-        Some(notify) => notify.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn passed(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }

@@ -75,6 +75,8 @@ pub(super) enum Event {
     Spawned(Limits),
     /// It could not even be spawned.
     SpawnFailed,
+    /// The next process is wanted now.
+    Hurry,
     /// It said something on its `NOTIFY_SOCKET`.
     Notified(Message),
     /// The cluster takes it to be ready.
@@ -194,6 +196,7 @@ impl Worker {
         let actions = match event {
             Event::Tick => self.tick(now),
             Event::Spawned(limits) => self.spawned(limits, now),
+            Event::Hurry => self.hurry(now),
             Event::SpawnFailed | Event::Exited => self.exited(now, random),
             Event::Notified(message) => self.notified(&message, now),
             Event::BecameReady => self.became_ready(now),
@@ -227,6 +230,16 @@ impl Worker {
             State::Ending { kill_at, .. } if *kill_at <= now => {
                 *kill_at = now + KILL_AGAIN;
                 vec![Action::Kill]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn hurry(&mut self, now: Instant) -> Vec<Action> {
+        match &mut self.state {
+            State::Waiting { until } => {
+                *until = now;
+                vec![Action::Spawn]
             }
             _ => Vec::new(),
         }

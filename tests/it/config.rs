@@ -154,6 +154,8 @@ env = {}
 ready = "auto"
 ready_timeout = "1m"
 stop_timeout = "30s"
+stable = "5s"
+max_rss = "off"
 watchdog = "off"
 
 [admin]

@@ -63,6 +63,7 @@ impl Bench {
         let direct = Direct::bind(&config.listeners[0], &config.clusters[0]).unwrap();
         let direct = Arc::new(direct);
         let entrances = Entrances {
+            guests: None,
             ports: [].into(),
             doors: Some(Arc::new(PublicSockets(Arc::clone(&direct)))),
         };

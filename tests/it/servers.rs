@@ -169,7 +169,11 @@ async fn gunicorn_is_replaced_and_nothing_is_lost() {
         traffic.is_answered_by(1).await;
         let file = place.path().join("homescar.toml");
         let config = fs::read_to_string(&file).unwrap();
-        fs::write(&file, config + "env = { RELEASE = \"2\" }\n").unwrap();
+        fs::write(
+            &file,
+            config + "env = { RELEASE = \"2\" }\nstable = \"200ms\"\n",
+        )
+        .unwrap();
         homescar.signal(Signal::SIGHUP);
         traffic.is_answered_by(2).await;
         for index in 0..WORKERS {

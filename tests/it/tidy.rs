@@ -17,7 +17,10 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("supervisor", &["cluster", "config"]),
     ("proxy", &["affinity", "cluster", "config", "tls"]),
     ("direct", &["affinity", "cluster", "config", "proxy"]),
-    ("admin", &["cluster", "config", "direct", "proxy"]),
+    (
+        "admin",
+        &["cluster", "config", "direct", "proxy", "supervisor"],
+    ),
     ("demo", &[]),
     (
         "app",

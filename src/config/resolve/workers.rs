@@ -28,6 +28,9 @@ const OWN_VARIABLES: [&str; 10] = [
     "NODE_APP_INSTANCE",
 ];
 
+/// Less than what any program has would replace workers for ever.
+const LEAST_MEMORY: u64 = 1 << 20;
+
 impl Context<'_> {
     pub(super) fn workers(&self, item: &Item<'_>) -> Option<Arc<Workers>> {
         let section = item.section(&keys::WORKERS)?;
@@ -59,6 +62,9 @@ impl Context<'_> {
         let time = |key: &str| section.get(key)?.duration();
         let watchdog = section.get("watchdog");
         let watchdog = watchdog.and_then(|item| item.unless_off(Item::duration));
+        let max_rss = section.get("max_rss");
+        let max_rss =
+            max_rss.and_then(|item| item.unless_off(|item| item.bytes(LEAST_MEMORY..=u64::MAX)));
         Some(Arc::new(Workers {
             command: command.unwrap_or_default(),
             contract,
@@ -68,6 +74,8 @@ impl Context<'_> {
             ready: ready.unwrap_or(default.ready),
             ready_timeout: time("ready_timeout").unwrap_or(default.ready_timeout),
             stop_timeout: time("stop_timeout").unwrap_or(default.stop_timeout),
+            stable: time("stable").unwrap_or(default.stable),
+            max_rss: max_rss.flatten(),
             watchdog: watchdog.flatten(),
             ..default
         }))

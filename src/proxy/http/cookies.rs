@@ -7,19 +7,23 @@ use crate::{
     config::{Cookie, SameSite, Secure},
 };
 
-/// Whether a client that came with `token` and was served by `slot` is given a new cookie.
+/// Whether a client that came with `token` and was served by this generation of this slot is given
+/// a new cookie. A cookie of a generation before leads to that while it drains.
 ///
 /// A client whose slot is down and that was served by another keeps its cookie: the slot comes
 /// back. `is_known` says that the token's slot still exists. `now` is in seconds since 1970.
 pub(super) fn is_due(
     token: Option<Token>,
-    slot: SlotId,
+    (slot, generation): (SlotId, u32),
     is_known: bool,
     now: u64,
     config: &Cookie,
 ) -> bool {
     token.is_none_or(|token| match token.slot == slot {
-        true => token.expires.saturating_sub(now) < config.ttl.as_secs() / 2,
+        true => {
+            let is_half_over = token.expires.saturating_sub(now) < config.ttl.as_secs() / 2;
+            is_half_over || token.generation != generation
+        }
         false => !is_known,
     })
 }
@@ -80,14 +84,14 @@ mod tests {
                 expires: ttl,
             })
         };
-        assert!(is_due(None, here, false, 0, &config));
-        assert!(!is_due(token(here), here, true, 0, &config));
-        assert!(is_due(token(here), here, true, ttl / 2 + 1, &config));
-        assert!(
-            !is_due(token(there), here, true, 0, &config),
-            "it comes back"
-        );
-        assert!(is_due(token(there), here, false, 0, &config), "it does not");
+        let due = |token, is_known, now| is_due(token, (here, 1), is_known, now, &config);
+        assert!(due(None, false, 0));
+        assert!(!due(token(here), true, 0));
+        assert!(due(token(here), true, ttl / 2 + 1));
+        assert!(!due(token(there), true, 0), "it comes back");
+        assert!(due(token(there), false, 0), "it does not");
+        let next = is_due(token(here), (here, 2), true, 0, &config);
+        assert!(next, "another generation serves it now");
     }
 
     #[test]

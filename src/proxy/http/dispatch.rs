@@ -21,6 +21,7 @@ use super::{
     visitor::Visitor,
 };
 use crate::{
+    affinity::AffinityKey,
     cluster::Cluster,
     config::{self, Key},
 };
@@ -105,6 +106,11 @@ impl Dispatch {
 }
 
 impl Destination {
+    /// What identifies the client.
+    pub(super) const fn key(&self) -> AffinityKey {
+        self.decided.key
+    }
+
     /// For the response to begin.
     pub(super) fn response_timeout(&self) -> Option<Duration> {
         self.cluster.load().config.response_timeout
@@ -118,7 +124,11 @@ impl Destination {
     /// The search for the backend.
     pub(super) fn search(&self, may_hold: bool, may_reuse: bool) -> Search<'_> {
         let mut search = Search::new(&self.cluster, self.decided.key, may_hold);
-        search.at_home_in(self.decided.token.map(|token| token.slot));
+        search.at_home_in(
+            self.decided
+                .token
+                .map(|token| (token.slot, token.generation)),
+        );
         search.reuse(may_reuse);
         search
     }
@@ -137,12 +147,12 @@ impl Destination {
             return None;
         };
         let (token, slot, now) = (self.decided.token, home.slot().id, now());
+        let generation = home.generation();
         let is_known = token.is_some_and(|token| snapshot.position_of(token.slot).is_some());
-        if !cookies::is_due(token, slot, is_known, now, config) {
+        if !cookies::is_due(token, (slot, generation), is_known, now, config) {
             return None;
         }
         let secrets = self.cluster.secrets()?;
-        let generation = home.generation();
         let is_encrypted = self.is_encrypted;
         let text = cookies::set_cookie(config, &secrets, slot, generation, now, is_encrypted);
         Some(text)

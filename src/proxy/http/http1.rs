@@ -205,7 +205,7 @@ impl<S: Side> Carriage<'_, S> {
         let Some(home) = &self.record.journey.home else {
             return Attempt::Over(self.answer(503, Outcome::new("proxy", "no_backend")));
         };
-        self.ticket.goes_to(&home.slot().stats);
+        self.ticket.goes_to(home, destination.key());
         let extra = destination.extra(&self.record.id, home);
         let may_stay = !self.ticket.farewell().was_said();
         let mut answer = Answer::new(&self.terms, &extra, may_stay);

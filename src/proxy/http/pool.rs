@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::super::connect::Upstream;
-use crate::cluster::{Backend, SlotStats};
+use crate::cluster::{Backend, Load, SlotStats};
 
 /// Less than what servers keep an idle connection for (Node: 5 s), so that they do not end it
 /// while a request is on its way.
@@ -69,6 +69,13 @@ impl Place {
             }
         });
     }
+}
+
+/// Closes all to a generation on this thread.
+pub(in super::super) fn forget(load: &Arc<Load>) {
+    IDLERS.with_borrow_mut(|idlers| {
+        idlers.retain(|place, _| !Arc::ptr_eq(&place.backend.load, load));
+    });
 }
 
 /// Closes what has waited too long on this thread.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{Level, enabled, info};
 
 use super::{
-    super::record::{Journey, Traffic, millis},
+    super::record::{Ended, Home, Journey, Traffic, millis},
     head::Version,
     refusal::Refusal,
     websocket::TunnelEnd,
@@ -101,6 +101,18 @@ impl RequestRecord {
         self.tunnel = Some(end);
     }
 
+    /// What its end means for the backend's generation.
+    fn ended(&self) -> Ended {
+        let Outcome { by, reason } = self.outcome;
+        let closed_by = self.tunnel.as_ref().and_then(|end| end.closed_by);
+        match closed_by {
+            Some("proxy") => Ended::Goodbye,
+            _ if self.outcome == Outcome::CUT => Ended::Cut,
+            _ if by == "backend" && !matches!(reason, "done" | "closed") => Ended::Failed,
+            _ => Ended::Well,
+        }
+    }
+
     /// Notes where it comes from.
     pub(super) fn comes_from(&mut self, client: IpAddr) {
         self.client = Some(client).filter(|client| *client != self.peer.ip().to_canonical());
@@ -112,7 +124,7 @@ impl Drop for RequestRecord {
         let Traffic { up, down } = self.traffic;
         let Journey { home, passed, held } = &self.journey;
         if let Some(home) = home {
-            home.count(self.traffic);
+            home.count(self.traffic, self.ended());
         }
         info!(
             target: "homescar::request",
@@ -132,8 +144,8 @@ impl Drop for RequestRecord {
             status = (self.status != 0).then_some(self.status),
             key = self.key,
             slot = home.as_ref().map(|home| &*home.slot().name),
-            generation = home.as_ref().map(|home| home.generation()),
-            pid = home.as_ref().and_then(|home| home.pid()),
+            generation = home.as_ref().map(Home::generation),
+            pid = home.as_ref().and_then(Home::pid),
             passed = passed.as_ref().map(|(slot, _)| &**slot),
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),

@@ -267,7 +267,7 @@ impl Errand<'_> {
         may_retry: bool,
     ) -> Option<Out> {
         let home = self.record.journey.home.as_ref()?;
-        self.ticket.goes_to(&home.slot().stats);
+        self.ticket.goes_to(home, destination.key());
         let (sender, receiver) = mpsc::channel(1);
         let closed = sender.clone();
         let mut exchange = Exchange {

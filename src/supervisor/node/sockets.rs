@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::{address::OwnAddress, message::Query};
 use crate::{
     config::Address,
-    supervisor::{contract::BACKLOG, entrance::SlotDoors},
+    supervisor::{entrance::SlotDoors, place::BACKLOG},
 };
 
 /// Ports of its own that a slot may have at one time.

@@ -1,66 +1,38 @@
-//! Replacing a worker without a gap: the next generation beside the present one, on the same
-//! socket, until it is ready.
+//! Replacing a worker without a gap: the next generation beside the present one, until it is ready
+//! and has stayed so for a while.
+//!
+//! Where homescar is on the path it gets an address of its own, so that it is checked before
+//! anybody is sent to it. In direct mode both have the same sockets.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep_until},
-};
+use futures_util::FutureExt as _;
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{Orders, SlotTask, Want, exited, noticed, told};
+use super::{
+    Orders, SlotTask,
+    departure::Departure,
+    noticed,
+    waits::{exited, told},
+};
 use crate::{
-    config::{Contract, ReadyBy, Workers},
+    cluster::{self, Cluster, Entry, Health},
+    config::ReadyBy,
     supervisor::{
-        generation::Generation,
-        home::Home,
+        generation::{Ended, Generation},
         node::{Channel, Notice},
         notify::Message,
-        report,
+        receipt::SlotReceipt,
+        report::{self, brief},
+        rollout::{Reason, Replace},
         worker::Event,
     },
 };
 
-/// A worker under contract `fd` that says nothing has settled when it has lived this long:
-/// connections wait in its socket until it accepts.
+/// A worker that shares its socket and says nothing has settled when it has lived this long:
+/// connections wait in the socket until it accepts.
 const SETTLED: Duration = Duration::from_secs(1);
-/// A process that SIGKILL does not end sits in the kernel; look again after this.
-const KILL_AGAIN: Duration = Duration::from_secs(10);
-
-/// What the slots of a cluster share, so that one after the other is replaced.
-#[derive(Debug)]
-pub(in crate::supervisor) struct Turns {
-    turn: Arc<Semaphore>,
-    /// The configuration of which a worker did not get ready.
-    given_up: Mutex<Option<Arc<Workers>>>,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            turn: Arc::new(Semaphore::new(1)),
-            given_up: Mutex::default(),
-        }
-    }
-}
-
-impl Turns {
-    fn has_given_up(&self, workers: &Arc<Workers>) -> bool {
-        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
-        given_up
-            .as_ref()
-            .is_some_and(|failed| Arc::ptr_eq(failed, workers))
-    }
-
-    fn give_up(&self, workers: &Arc<Workers>) {
-        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(workers));
-    }
-}
 
 /// The next generation, while the present one still serves.
 #[derive(Debug)]
@@ -71,105 +43,110 @@ pub(super) struct Successor {
     by: Instant,
     /// When it is taken to be ready although it says nothing.
     settled: Option<Instant>,
-    permit: OwnedSemaphorePermit,
+    /// Since when it is ready.
+    ready: Option<Instant>,
+    replace: Replace,
 }
 
-/// What became of it.
+/// What became of it, or what it has to say.
 #[derive(Debug)]
-pub(super) enum Outcome {
-    Ready,
-    /// Why not.
+pub(super) enum Progress {
+    /// For the cluster.
+    Said(Vec<cluster::Event>),
+    /// It can take over.
+    Stable,
+    /// It cannot.
     Failed(String),
+    /// It has ended by itself.
+    Ended(String),
 }
 
 impl SlotTask {
-    /// Waits for this slot's turn to be replaced; for ever when it need not be.
-    pub(super) async fn turn(turns: Option<Arc<Turns>>) -> OwnedSemaphorePermit {
-        if let Some(turns) = turns
-            && let Ok(permit) = Arc::clone(&turns.turn).acquire_owned().await
-        {
-            return permit;
-        }
-        std::future::pending().await
-    }
-
-    /// Whether the present worker is to be replaced: it serves, it was started differently from
-    /// what is configured now, and its socket can be shared with the next one.
-    pub(super) fn outdated(&self) -> Option<Arc<Turns>> {
-        let present = self.running.as_ref().filter(|present| present.was_ready)?;
-        let orders = self.orders.borrow();
-        let wanted = &orders.workers;
-        let shared = match present.workers.contract {
-            Contract::Fd => wanted.contract == Contract::Fd,
-            Contract::Node => wanted.contract == Contract::Node && present.channel.is_some(),
-            Contract::Port | Contract::Unix => false,
-        };
-        let is_so = shared
-            && orders.want == Want::Run
+    /// Whether the slot can be asked to replace its worker now: it serves, or it waits to start the
+    /// next one.
+    pub(super) fn may_replace(&self) -> bool {
+        let serves_or_waits = self
+            .running
+            .as_ref()
+            .is_none_or(|present| present.was_ready);
+        serves_or_waits
             && self.successor.is_none()
+            && self.fresh.is_none()
             && self.drained_by.is_none()
-            && present.workers.runs_differently(wanted)
-            && !self.turns.has_given_up(wanted);
-        is_so.then(|| Arc::clone(&self.turns))
     }
 
-    /// Starts the next generation beside the present one.
-    pub(super) fn begin_replacement(&mut self, permit: OwnedSemaphorePermit) {
-        // While it waited for its turn, another slot's may have failed.
-        if self.outdated().is_none() {
-            return;
-        }
+    /// Starts the next generation beside the present one; or at once, where there is none.
+    pub(super) async fn begin_replacement(&mut self, replace: Replace) -> Vec<Event> {
         let Orders {
             workers, entrances, ..
         } = self.orders.borrow().clone();
-        let number = self.next_number();
-        let spawned = Generation::spawn_beside(
-            &self.home,
-            &mut self.room,
-            number,
-            Arc::clone(&workers),
-            &entrances,
-        );
-        match spawned {
-            Ok(generation) => {
-                info!(
-                    slot = %self.name, generation = number, pid = generation.pid,
-                    "{}: the workers' configuration has changed, and the next generation starts \
-                     beside the present one", self.name
-                );
-                let silent = generation.channel.is_none() && workers.ready != ReadyBy::Notify;
-                let now = Instant::now();
-                self.successor = Some(Successor {
-                    by: now + generation.limits().ready,
-                    settled: silent.then_some(now + SETTLED),
-                    generation,
-                    began: now,
-                    permit,
-                });
-            }
-            Err(error) => {
-                self.turns.give_up(&workers);
-                warn!(
-                    slot = %self.name,
-                    "{} is not replaced: the next generation could not be started: {error}",
-                    self.name
-                );
-            }
+        let Some(present) = &self.running else {
+            self.fresh = Some((replace, self.last_number()));
+            return vec![Event::Hurry];
+        };
+        if replace.reason == Reason::Changed && !present.workers.runs_differently(&workers) {
+            let receipt = SlotReceipt::untouched(&self.name, "it runs as configured");
+            let _nobody_waits = replace.answer.send(receipt);
+            return Vec::new();
         }
+        let number = self.next_number();
+        let spawned =
+            Generation::spawn_beside(&self.home, &mut self.room, number, workers, &entrances);
+        let generation = match spawned {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.room.clear_beside();
+                let why = format!("could not be started: {error}");
+                self.not_replaced(replace, number, &why, Vec::new());
+                return Vec::new();
+            }
+        };
+        let why = match replace.reason {
+            Reason::Asked => "is to be restarted",
+            Reason::Changed => "was started with another configuration",
+            Reason::TooBig => "has more memory than max_rss",
+        };
+        info!(
+            slot = %self.name, generation = number, pid = generation.pid,
+            "{}: the worker {why}, and the next generation starts beside it", self.name
+        );
+        if !generation.shares {
+            self.cluster.report(generation.beside()).await;
+        }
+        let silent = generation.channel.is_none() && generation.workers.ready != ReadyBy::Notify;
+        let now = Instant::now();
+        self.successor = Some(Successor {
+            by: now + generation.limits().ready,
+            settled: (generation.shares && silent).then_some(now + SETTLED),
+            generation,
+            began: now,
+            ready: None,
+            replace,
+        });
+        Vec::new()
     }
 
     /// What a successor has come to.
-    pub(super) async fn succeed(&mut self, outcome: Outcome) -> Vec<Event> {
-        match outcome {
-            Outcome::Ready => self.replace().await,
-            Outcome::Failed(why) => {
-                self.abandon(Some(why)).await;
-                Vec::new()
+    pub(super) async fn succeed(&mut self, progress: Progress) -> Vec<Event> {
+        match progress {
+            Progress::Said(events) => {
+                for event in events {
+                    self.cluster.report(event).await;
+                }
+            }
+            Progress::Stable => return self.replace().await,
+            Progress::Failed(why) => self.abandon(Some(why)).await,
+            Progress::Ended(why) => {
+                if let Some((replace, ended)) = self.end_successor().await {
+                    let why = format!("{why} ({})", ended.how);
+                    self.not_replaced(replace, ended.generation, &why, ended.stderr);
+                }
             }
         }
+        Vec::new()
     }
 
-    /// The next generation is ready: it takes the place, and the present one leaves.
+    /// The next generation takes the place, and the present one leaves.
     async fn replace(&mut self) -> Vec<Event> {
         let Some(successor) = self.successor.take() else {
             return Vec::new();
@@ -177,7 +154,8 @@ impl SlotTask {
         let Successor {
             mut generation,
             began,
-            permit,
+            ready,
+            replace,
             ..
         } = successor;
         (generation.said_ready, generation.was_ready) = (true, true);
@@ -187,173 +165,212 @@ impl SlotTask {
         let Some(old) = self.running.replace(generation) else {
             return Vec::new();
         };
+        let boot = ready.unwrap_or_else(Instant::now) - began;
         info!(
             slot = %self.name, generation = number, pid,
             "{}: generation {number} has taken over from generation {}, ready after {}",
-            self.name, old.number, report::brief(began.elapsed())
+            self.name, old.number, brief(boot)
         );
-        let drain = self.cluster.load().config.drain.timeout;
-        let leaving = leave(
-            Arc::clone(&self.name),
+        let departure = Departure {
+            cluster: self.cluster.clone(),
+            home: std::sync::Arc::clone(&self.home),
+            place: self.room.take_over(),
+            orders: self.orders.clone(),
+            receipt: SlotReceipt::replaced(&self.name, number, pid, boot),
             old,
-            Arc::clone(&self.home),
-            self.orders.clone(),
-            drain,
-        );
+        };
         drop(self.leaving.spawn(async move {
-            leaving.await;
-            drop(permit);
+            let receipt = departure.depart().await;
+            let _nobody_waits = replace.answer.send(receipt);
         }));
         vec![Event::Spawned(limits), Event::Notified(Message::Ready)]
     }
 
     /// The next generation is no good, or no longer wanted: the present one stays.
     pub(super) async fn abandon(&mut self, why: Option<String>) {
-        let Some(Successor {
-            mut generation,
-            permit,
-            ..
-        }) = self.successor.take()
-        else {
+        let Some((replace, ended)) = self.end_successor().await else {
             return;
         };
-        let (number, pid) = (generation.number, generation.pid);
-        if why.is_some() {
-            self.turns.give_up(&generation.workers);
+        if let Some(why) = why {
+            self.not_replaced(replace, ended.generation, &why, ended.stderr);
         }
-        generation.told_to_end = true;
+    }
+
+    /// The present generation has ended while the next one was not ready. That one gives way to
+    /// the slot's ordinary life, in which the next to start is the one that was asked for.
+    pub(super) async fn is_overtaken(&mut self) {
+        let overtaken = self.end_successor().await;
+        self.fresh = overtaken.map(|(replace, ended)| (replace, ended.generation));
+    }
+
+    /// What came of the worker that was asked for where there was none.
+    pub(super) fn tell_fresh(&mut self, receipt: SlotReceipt) {
+        if let Some((Replace { answer, .. }, _)) = self.fresh.take() {
+            let _nobody_waits = answer.send(receipt);
+        }
+    }
+
+    async fn end_successor(&mut self) -> Option<(Replace, Ended)> {
+        let Successor {
+            mut generation,
+            replace,
+            ..
+        } = self.successor.take()?;
+        let has_ended = exited(Some(&generation.process)).now_or_never().is_some();
+        generation.told_to_end |= !has_ended;
         generation.process.kill();
         exited(Some(&generation.process)).await;
+        let gone = generation.gone();
         let ended = generation.clean_up(&self.home).await;
-        if let Some(why) = why {
-            let tail: String = ended
-                .stderr
-                .iter()
-                .map(|line| format!("\n    | {line}"))
-                .collect();
-            let tail = match &*tail {
-                "" => tail,
-                _ => format!("; the last that it wrote to stderr:{tail}"),
-            };
-            warn!(
-                slot = %self.name, generation = number, pid,
-                "{} is not replaced, and the others are not: the next generation {why}; the \
-                 present one goes on, SIGHUP tries again{tail}",
-                self.name
-            );
-        }
-        drop(permit);
+        self.cluster.report(gone).await;
+        self.room.clear_beside();
+        Some((replace, ended))
+    }
+
+    fn not_replaced(&self, replace: Replace, number: u32, why: &str, stderr: Vec<String>) {
+        let present = self.running.as_ref();
+        let tail = report::tail(&stderr);
+        warn!(
+            slot = %self.name, generation = number,
+            "{} is not replaced: the next generation {why}; the present one goes on{tail}",
+            self.name
+        );
+        let present = present.map(|present| (present.number, present.pid));
+        let receipt = SlotReceipt {
+            stderr,
+            ..SlotReceipt::failed(&self.name, present, format!("the next generation {why}"))
+        };
+        let _nobody_waits = replace.answer.send(receipt);
     }
 }
 
 /// What becomes of a successor; never returns without one.
-pub(super) async fn settled(successor: Option<&mut Successor>) -> Outcome {
-    let Some(successor) = successor else {
-        return std::future::pending().await;
-    };
-    let Successor {
-        generation,
-        by,
-        settled,
-        ..
-    } = successor;
-    let only_notify = generation.workers.ready == ReadyBy::Notify;
-    loop {
-        let ready_at = settled.unwrap_or(*by).min(*by);
-        tokio::select! {
-            () = exited(Some(&generation.process)) => {
-                return Outcome::Failed("has ended before it was ready".to_owned());
-            }
-            messages = told(Some(&mut generation.notify)) => {
-                let messages: io::Result<Vec<Message>> = messages;
-                for message in messages.unwrap_or_default() {
-                    match message {
-                        Message::Ready => return Outcome::Ready,
-                        Message::Stopping => {
-                            return Outcome::Failed("says that it is stopping".to_owned());
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            notices = noticed(generation.channel.as_mut()) => {
-                for notice in notices {
-                    match notice {
-                        Notice::Ready => return Outcome::Ready,
-                        Notice::Listening if !only_notify => return Outcome::Ready,
-                        Notice::Listening => {}
-                        Notice::Routed(socket, address) => {
-                            let _news = generation.moves_to(socket, address);
-                        }
-                        Notice::Leaving => {
-                            return Outcome::Failed("disconnects".to_owned());
-                        }
-                        Notice::Misfit(why) => return Outcome::Failed(why.to_owned()),
-                    }
-                }
-            }
-            () = sleep_until(ready_at) => {
-                if settled.is_some_and(|at| at <= *by) {
-                    return Outcome::Ready;
-                }
-                let why = generation.channel.as_ref().map(Channel::why_not_ready);
-                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-                return Outcome::Failed(format!("was not ready in time{why}"));
-            }
-        }
+pub(super) async fn progress(successor: Option<&mut Successor>, cluster: &Cluster) -> Progress {
+    match successor {
+        Some(successor) => successor.progress(cluster).await,
+        None => std::future::pending().await,
     }
 }
 
-/// The end of a generation whose place is taken: under contract `node` it is asked to disconnect,
-/// and ends once its connections have; else TERM tells it to finish what it has. Whoever does not
-/// end in time is killed.
-async fn leave(
-    slot: Arc<str>,
-    old: Generation,
-    home: Arc<Home>,
-    mut orders: watch::Receiver<Orders>,
-    drain: Duration,
-) {
-    let mut old = old;
-    old.told_to_end = true;
-    let stop = old.limits().stop;
-    let mut asked = old.channel.as_mut().is_some_and(Channel::ask_to_disconnect);
-    let mut by = Instant::now() + if asked { drain } else { stop };
-    if !asked {
-        old.term();
-    }
-    orders.mark_changed();
-    loop {
-        let served_out = asked && old.channel.as_ref().is_some_and(Channel::is_closed);
-        tokio::select! {
-            () = exited(Some(&old.process)) => break,
-            _said = old.notify.next() => {}
-            _said = noticed(old.channel.as_mut()), if !served_out => {}
-            changed = orders.changed() => {
-                let want = orders.borrow_and_update().want;
-                match want {
-                    _ if changed.is_err() => old.process.kill(),
-                    Want::Kill => old.process.kill(),
-                    Want::Stop if asked => by = Instant::now(),
-                    _ => {}
-                }
-                if changed.is_err() {
-                    exited(Some(&old.process)).await;
-                    break;
-                }
+impl Successor {
+    /// Can be dropped and called again at any time.
+    async fn progress(&mut self, cluster: &Cluster) -> Progress {
+        let mut numbers = cluster.subscribe();
+        loop {
+            if let Some(failed) = self.look(cluster) {
+                return failed;
             }
-            () = sleep_until(by) => {
-                if asked {
-                    asked = false;
-                    old.term();
-                    by = Instant::now() + stop;
-                } else {
-                    old.process.kill();
-                    by = Instant::now() + KILL_AGAIN;
-                }
+            let stable = self.generation.workers.stable;
+            let due = match (self.ready, self.settled) {
+                (Some(since), _) => since + stable,
+                (None, Some(settled)) => settled.min(self.by),
+                (None, None) => self.by,
+            };
+            let generation = &mut self.generation;
+            let said = tokio::select! {
+                () = exited(Some(&generation.process)) => return self.has_ended(),
+                messages = told(Some(&mut generation.notify)) => self.hear(messages),
+                notices = noticed(generation.channel.as_mut()) => self.notice(notices),
+                _ = numbers.changed() => None,
+                () = sleep_until(due) => match (self.ready, self.settled) {
+                    (Some(_), _) => return Progress::Stable,
+                    (None, Some(settled)) if settled <= self.by => {
+                        self.is_ready();
+                        None
+                    }
+                    (None, _) => {
+                        let why = self.generation.channel.as_ref().map(Channel::why_not_ready);
+                        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                        return Progress::Failed(format!("was not ready in time{why}"));
+                    }
+                },
+            };
+            if let Some(said) = said {
+                return said;
             }
         }
     }
-    let ended = old.clean_up(&home).await;
-    report::left(&slot, &ended);
+
+    /// What the cluster takes it to be, where it has an address of its own.
+    fn look(&mut self, cluster: &Cluster) -> Option<Progress> {
+        let snapshot = cluster.load();
+        let entry = snapshot.entry(self.generation.slot());
+        let next = entry.and_then(|entry: &Entry| entry.next.as_ref());
+        let next = next.filter(|next| next.generation == self.generation.number)?;
+        if next.was_ready {
+            self.is_ready();
+            if let Health::Unhealthy { why, .. } = &next.health {
+                return Some(Progress::Failed(format!(
+                    "was ready, and is not well: {why}"
+                )));
+            }
+        }
+        None
+    }
+
+    fn is_ready(&mut self) {
+        self.ready.get_or_insert_with(Instant::now);
+    }
+
+    fn has_ended(&self) -> Progress {
+        Progress::Ended(match self.ready {
+            Some(since) => format!("has ended {} after it was ready", brief(since.elapsed())),
+            None => "has ended before it was ready".to_owned(),
+        })
+    }
+
+    /// It says that it is ready.
+    fn says_ready(&mut self) -> Option<Progress> {
+        if self.generation.shares {
+            self.is_ready();
+            return None;
+        }
+        self.generation.said_ready = true;
+        Some(Progress::Said(vec![self.generation.ready()]))
+    }
+
+    fn hear(&mut self, messages: io::Result<Vec<Message>>) -> Option<Progress> {
+        let mut said = None;
+        for message in messages.unwrap_or_default() {
+            match message {
+                Message::Ready => said = self.says_ready(),
+                Message::Stopping => {
+                    return Some(Progress::Failed("says that it is stopping".to_owned()));
+                }
+                Message::ExtendTimeout(by) if self.ready.is_none() => {
+                    self.by = self
+                        .by
+                        .max(Instant::now() + by.min(self.generation.limits().ready));
+                }
+                _ => {}
+            }
+        }
+        said
+    }
+
+    fn notice(&mut self, notices: Vec<Notice>) -> Option<Progress> {
+        let only_notify = self.generation.workers.ready == ReadyBy::Notify;
+        let (mut moved, mut is_ready) = (false, false);
+        for notice in notices {
+            match notice {
+                Notice::Ready => is_ready = true,
+                Notice::Listening => is_ready |= !only_notify,
+                Notice::Routed(socket, address) => {
+                    moved |= self.generation.moves_to(socket, address);
+                }
+                Notice::Leaving => return Some(Progress::Failed("disconnects".to_owned())),
+                Notice::Misfit(why) => return Some(Progress::Failed(why.to_owned())),
+            }
+        }
+        let said = match is_ready {
+            true => self.says_ready(),
+            false => None,
+        };
+        if !moved || self.generation.shares {
+            return said;
+        }
+        let mut events = vec![self.generation.beside()];
+        events.extend(self.generation.said_ready.then(|| self.generation.ready()));
+        Some(Progress::Said(events))
+    }
 }

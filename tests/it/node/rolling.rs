@@ -37,6 +37,7 @@ fn config(mode: &str, arguments: &[&str], env: &str) -> String {
         command = {command}
         count = {WORKERS}
         ready_timeout = "{ready_timeout}"
+        stable = "200ms"
         env = {{ {env} }}
         "#
     )
@@ -136,7 +137,9 @@ async fn who_does_not_get_ready_replaces_nobody() {
         homescar.reload(&config("direct", arguments, "")).await;
         let said = |line: &Value| message(line).contains(why);
         let line = homescar.line_after(mark, why, said).await;
-        assert!(message(&line).contains("and the others are not"), "{line}");
+        assert!(message(&line).contains("the present one goes on"), "{line}");
+        let aborted = |line: &Value| message(line).contains("aborted after 0 slots");
+        homescar.line_after(mark, "aborted", aborted).await;
         for pid in &before {
             assert!(is_alive(*pid));
         }

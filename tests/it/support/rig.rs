@@ -44,6 +44,8 @@ pub(crate) fn workers(options: &[&str]) -> Workers {
         ready: ReadyBy::Auto,
         ready_timeout: Duration::from_secs(60),
         stop_timeout: Duration::from_secs(30),
+        stable: Duration::from_millis(100),
+        max_rss: None,
         watchdog: None,
     }
 }

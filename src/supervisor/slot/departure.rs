@@ -1,0 +1,193 @@
+//! The end of a generation whose place is taken.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::info;
+
+use super::{Orders, Want, noticed, waits::exited};
+use crate::{
+    cluster::{Cluster, Snapshot},
+    config::Key,
+    supervisor::{
+        generation::Generation,
+        home::Home,
+        node::Channel,
+        place::Place,
+        receipt::{Connections, SlotReceipt, millis},
+        report,
+    },
+};
+
+/// How often its connections are counted.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A client with a cookie may be between two requests: it has left when it is away this long.
+const AWAY: Duration = Duration::from_secs(1);
+/// For the table to forget it, and for whoever was on the way to it.
+const FORGOTTEN_WITHIN: Duration = Duration::from_millis(500);
+/// A process that SIGKILL does not end sits in the kernel; look again after this.
+const KILL_AGAIN: Duration = Duration::from_secs(10);
+
+/// A generation that leaves.
+#[derive(Debug)]
+pub(super) struct Departure {
+    pub cluster: Cluster,
+    pub home: Arc<Home>,
+    /// Where it listens: kept for as long as it lives.
+    pub place: Option<Place>,
+    pub orders: watch::Receiver<Orders>,
+    pub receipt: SlotReceipt,
+    pub old: Generation,
+}
+
+impl Departure {
+    /// Lets its connections finish, by the drain's deadline, and ends it. Where the kernel leads
+    /// clients to it, it is told at once, and finishes them itself.
+    pub(super) async fn depart(mut self) -> SlotReceipt {
+        let began = Instant::now();
+        let before = Connections::of(self.old.load());
+        self.orders.mark_changed();
+        if !self.old.shares {
+            self.finish_connections().await;
+        }
+        self.old.told_to_end = true;
+        self.end().await;
+        let Self {
+            cluster,
+            home,
+            place,
+            mut receipt,
+            old,
+            ..
+        } = self;
+        receipt.before = Some(old.number);
+        receipt.connections = Connections::of(old.load()).since(before);
+        cluster.report(old.gone()).await;
+        let ended = old.clean_up(&home).await;
+        drop(place);
+        receipt.drain_ms = Some(millis(began.elapsed()));
+        report::left(&receipt, &ended);
+        receipt
+    }
+
+    /// Until it has none, time is up, or there is something more urgent.
+    async fn finish_connections(&mut self) {
+        let config = Arc::clone(&self.cluster.load().config);
+        let guests = self.orders.borrow().entrances.guests.clone();
+        let load = Arc::clone(self.old.load());
+        if let Some(guests) = &guests {
+            guests.ask_to_leave(&load, config.drain.spread).await;
+        }
+        let away = match config.affinity.key {
+            Key::Cookie(_) | Key::Query(_) => AWAY,
+            Key::Address | Key::Header(_) | Key::None => Duration::ZERO,
+        };
+        let deadline = Instant::now() + config.drain.timeout;
+        let mut empty_since = None;
+        loop {
+            if load.active.load(Relaxed) > 0 {
+                empty_since = None;
+            } else if empty_since.get_or_insert_with(Instant::now).elapsed() >= away {
+                break;
+            }
+            tokio::select! {
+                () = exited(Some(&self.old.process)) => return,
+                _said = self.old.notify.next() => {}
+                _said = noticed(self.old.channel.as_mut()), if !is_closed(&self.old) => {}
+                changed = self.orders.changed() => {
+                    let want = self.orders.borrow_and_update().want;
+                    if changed.is_err() || matches!(want, Want::Stop | Want::Kill) {
+                        break;
+                    }
+                }
+                () = sleep(LOOK_EVERY) => {}
+                () = sleep_until(deadline) => break,
+            }
+        }
+        self.is_forgotten().await;
+        let left = load.active.load(Relaxed);
+        if left > 0 {
+            info!(
+                slot = %self.old.slot(), generation = self.old.number,
+                "{}: cutting {left} connections that generation {} still has",
+                self.old.slot(), self.old.number
+            );
+        }
+        if let Some(guests) = &guests {
+            // Also those that only wait for another request.
+            guests.cut(&load).await;
+        }
+    }
+
+    /// Nobody is sent to it any more, and whoever was on the way has arrived.
+    async fn is_forgotten(&self) {
+        let (slot, number) = (self.old.slot(), self.old.number);
+        self.cluster.report(self.old.gone()).await;
+        let is_out = |snapshot: &Snapshot| {
+            let entry = snapshot.entry(slot);
+            entry.is_none_or(|entry| entry.generations().all(|one| one.generation != number))
+        };
+        let by = Instant::now() + FORGOTTEN_WITHIN;
+        let _late = self.cluster.wait_until(FORGOTTEN_WITHIN, is_out).await;
+        while self.old.load().active.load(Relaxed) > 0 && Instant::now() < by {
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// TERM, `stop_timeout`, KILL; a Node worker is asked to disconnect first.
+    async fn end(&mut self) {
+        let stop = self.old.limits().stop;
+        let channel = self.old.channel.as_mut();
+        let mut asked = channel.is_some_and(Channel::ask_to_disconnect);
+        let mut by = Instant::now();
+        by += match asked && self.old.shares {
+            // It has its connections still.
+            true => self.cluster.load().config.drain.timeout,
+            false => stop,
+        };
+        if !asked {
+            self.old.term();
+        }
+        self.orders.mark_changed();
+        loop {
+            let served_out = asked && is_closed(&self.old);
+            tokio::select! {
+                () = exited(Some(&self.old.process)) => return,
+                _said = self.old.notify.next() => {}
+                _said = noticed(self.old.channel.as_mut()), if !served_out => {}
+                changed = self.orders.changed() => {
+                    let want = self.orders.borrow_and_update().want;
+                    match want {
+                        _ if changed.is_err() => self.old.process.kill(),
+                        Want::Kill => self.old.process.kill(),
+                        Want::Stop if asked => by = Instant::now(),
+                        _ => {}
+                    }
+                    if changed.is_err() {
+                        return exited(Some(&self.old.process)).await;
+                    }
+                }
+                () = sleep_until(by) => {
+                    if asked {
+                        asked = false;
+                        self.old.term();
+                        by = Instant::now() + stop;
+                    } else {
+                        self.old.process.kill();
+                        by = Instant::now() + KILL_AGAIN;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn is_closed(generation: &Generation) -> bool {
+    generation.channel.as_ref().is_some_and(Channel::is_closed)
+}
