@@ -329,7 +329,7 @@ async fn open(address: &Address) -> io::Result<Upstream> {
 /// Speaks TLS with a backend from now on; tells why it cannot.
 async fn encrypt(
     cluster: &Cluster,
-    slot: &str,
+    slot: &Arc<str>,
     plain: io::Result<Upstream>,
     address: &Address,
     deadline: Instant,
@@ -338,8 +338,10 @@ async fn encrypt(
     let connector = cluster.connector().ok_or(ErrorKind::NotConnected)?;
     let handshake = async {
         Ok(match plain {
-            Upstream::Tcp(stream) => Upstream::Tls(connector.connect(stream, address).await?),
-            Upstream::Unix(stream) => Upstream::TlsUnix(connector.connect(stream, address).await?),
+            Upstream::Tcp(stream) => Upstream::Tls(connector.reach(slot, address, stream).await?),
+            Upstream::Unix(stream) => {
+                Upstream::TlsUnix(connector.reach(slot, address, stream).await?)
+            }
             encrypted @ (Upstream::Tls(_) | Upstream::TlsUnix(_)) => encrypted,
         })
     };
