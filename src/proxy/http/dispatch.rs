@@ -6,7 +6,10 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{HeaderMap, HeaderName, HeaderValue, header::SET_COOKIE};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CACHE_CONTROL, SET_COOKIE},
+};
 
 use super::{
     super::{connect::Search, record::Home},
@@ -18,6 +21,7 @@ use super::{
     record::RequestRecord,
     refusal::Refusal,
     request::{Request, Terms},
+    response::Response,
     visitor::Visitor,
 };
 use crate::{
@@ -150,22 +154,30 @@ impl Destination {
 }
 
 impl Extra {
-    /// As lines of a head.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    /// As lines of the head of this response.
+    pub(super) fn write(&self, out: &mut Vec<u8>, response: &Response<'_>) {
         fields::write(out, "X-Request-Id", self.id.as_bytes());
         if let Some(cookie) = &self.cookie {
             fields::write(out, "Set-Cookie", cookie.as_bytes());
+            if cookies::may_be_shared(response.head.status, response.fields()) {
+                fields::write(out, "Cache-Control", b"private");
+            }
         }
     }
 
-    /// As headers of HTTP/2.
-    pub(super) fn insert(&self, headers: &mut HeaderMap) {
+    /// As headers of HTTP/2, beside those of a backend's response of this status.
+    pub(super) fn insert(&self, status: u16, headers: &mut HeaderMap) {
         if let Ok(id) = HeaderValue::from_str(&self.id) {
             headers.insert(HeaderName::from_static("x-request-id"), id);
         }
         let cookie = self.cookie.as_deref().map(HeaderValue::from_str);
         if let Some(Ok(cookie)) = cookie {
             headers.append(SET_COOKIE, cookie);
+            let all = headers.iter();
+            let all = all.map(|(name, value)| (name.as_str(), value.as_bytes()));
+            if cookies::may_be_shared(status, all) {
+                headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
+            }
         }
     }
 }

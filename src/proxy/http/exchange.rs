@@ -344,7 +344,7 @@ impl<S: Side> Receiver for Download<'_, '_, S> {
         answer.encoder = Encoder::new(framing);
         answer.keep_alive &= self.upload_done && framing != Framing::UntilClose;
         response.write_head(out, framing);
-        answer.extra.write(out);
+        answer.extra.write(out, response);
         out.extend_from_slice(match (answer.status, answer.keep_alive, version) {
             (101, ..) => b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             (_, false, _) => b"Connection: close\r\n\r\n",

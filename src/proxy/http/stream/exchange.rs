@@ -180,7 +180,8 @@ impl Exchange<'_> {
     fn answer(&mut self, head: HttpResponse<bool>) -> bool {
         let receiver = self.receiver.take();
         let mut answer = head.map(|has_body| Body(receiver.filter(|_| has_body)));
-        self.extra.insert(answer.headers_mut());
+        self.extra
+            .insert(self.download.status, answer.headers_mut());
         let sender = self.answer.take();
         sender.is_some_and(|sender| sender.send(answer).is_ok())
     }
