@@ -86,7 +86,7 @@ pub(super) async fn serve<S: Side>(
     }
 }
 
-fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
+pub(super) fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
     let listener = Arc::clone(visitor.listener.name());
     let mut record = RequestRecord::new(listener, visitor.client, version);
     record.id = id;
@@ -326,7 +326,7 @@ impl<S: Side> Carriage<'_, S> {
 }
 
 /// Writes a response of our own: its body names the request and nothing else.
-fn write_refusal<S>(
+pub(super) fn write_refusal<S>(
     client: &mut Client<S>,
     record: &RequestRecord,
     is_head: bool,
