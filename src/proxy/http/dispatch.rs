@@ -10,6 +10,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CACHE_CONTROL, SET_COOKIE},
 };
+use tokio::time::Instant;
 
 use super::{
     super::{connect::Search, record::Home},
@@ -18,6 +19,7 @@ use super::{
     fields::{self, Kind},
     forwarded::{self, Origin},
     key::Decided,
+    lesson::Lesson,
     record::RequestRecord,
     refusal::Refusal,
     request::{Request, Terms},
@@ -83,6 +85,7 @@ impl Dispatch {
             request.target,
             origin.client,
             cluster.secrets().as_deref(),
+            |id| cluster.learned().find(id, Instant::now()),
             now(),
         );
         record.key = decided.by;
@@ -122,7 +125,8 @@ impl Destination {
     /// The search for the backend.
     pub(super) fn search(&self, may_hold: bool, may_reuse: bool) -> Search<'_> {
         let mut search = Search::new(&self.cluster, self.decided.key, may_hold);
-        search.at_home_in(self.decided.token.map(|token| token.slot));
+        let Decided { token, giver, .. } = self.decided;
+        search.at_home_in(token.map(|token| token.slot).or(giver));
         search.reuse(may_reuse);
         search
     }
@@ -132,6 +136,17 @@ impl Destination {
         Extra {
             id: id.to_owned(),
             cookie: self.cookie(home),
+        }
+    }
+
+    /// What watches the response for the id that the client may get with it.
+    pub(super) fn lesson(&self, home: &Home) -> Lesson {
+        if !self.decided.is_nameless {
+            return Lesson::default();
+        }
+        match &self.cluster.load().config.affinity.key {
+            Key::Query(name) => Lesson::new(&self.cluster, name, home.slot().id),
+            _ => Lesson::default(),
         }
     }
 

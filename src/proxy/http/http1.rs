@@ -208,7 +208,8 @@ impl<S: Side> Carriage<'_, S> {
         self.ticket.goes_to(&home.slot().stats);
         let extra = destination.extra(&self.record.id, home);
         let may_stay = !self.ticket.farewell().was_said();
-        let mut answer = Answer::new(&self.terms, &extra, may_stay);
+        let lesson = destination.lesson(home);
+        let mut answer = Answer::new(&self.terms, &extra, lesson, may_stay);
         let mut backend = Backend::new(connected.upstream, out);
         let exchange = Exchange {
             client: self.client,

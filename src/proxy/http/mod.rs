@@ -24,6 +24,7 @@ mod head;
 mod http1;
 mod http2;
 mod key;
+mod lesson;
 mod out;
 pub(super) mod pool;
 mod record;

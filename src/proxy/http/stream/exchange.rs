@@ -27,6 +27,7 @@ use crate::{
         dispatch::Extra,
         exchange::End,
         fields,
+        lesson::Lesson,
         refusal::Refusal,
         request::Terms,
         response::Response,
@@ -69,6 +70,7 @@ pub(super) struct Exchange<'a> {
 pub(super) struct Download {
     pub(super) head: Option<HttpResponse<bool>>,
     pub(super) queue: VecDeque<Frame<Bytes>>,
+    pub(super) lesson: Lesson,
     pub(super) status: u16,
     pub(super) bytes: u64,
 }
@@ -234,6 +236,7 @@ impl Receiver for Download {
             return;
         }
         self.status = response.head.status;
+        self.lesson.head(response);
         let is_switch = self.status == 101;
         let status = if is_switch { 200 } else { self.status };
         let has_body = !response.framing.is_empty() || is_switch;
@@ -256,6 +259,7 @@ impl Receiver for Download {
 
     fn data(&mut self, _cx: &mut Context<'_>, data: &[u8]) {
         self.bytes += data.len() as u64;
+        self.lesson.data(data);
         self.queue
             .push_back(Frame::data(Bytes::copy_from_slice(data)));
     }
