@@ -8,6 +8,9 @@ use crate::{
     config::{Affinity, Key},
 };
 
+/// Cookies of the name that are read: a signature is verified for each.
+const MAX_COOKIES: usize = 8;
+
 /// What decides on a request's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Decided {
@@ -41,7 +44,8 @@ impl Decided {
         let address = AffinityKey::from_address(client, masks, affinity.seed);
         let token = match (&affinity.key, secrets) {
             (Key::Cookie(config), Some(secrets)) => {
-                cookies(all, &config.name).find_map(|text| secrets.read(text, now))
+                let mut likely = cookies(all, &config.name).take(MAX_COOKIES);
+                likely.find_map(|text| secrets.read(text, now))
             }
             _ => None,
         };
@@ -105,6 +109,8 @@ fn query<'a>(target: &'a str, name: &str) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn field<'a>(name: &'a str, value: &'a str) -> Field<'a> {
@@ -122,6 +128,27 @@ mod tests {
         ];
         let found: Vec<_> = cookies(&all, "home").collect();
         assert_eq!(found, [b"x", b"y", b"z"]);
+    }
+
+    #[test]
+    fn of_many_forged_cookies_only_some_are_read() {
+        let secrets = Secrets::random(&[1; 32], "app");
+        let affinity = Affinity {
+            key: Key::Cookie(Arc::default()),
+            ..Affinity::default()
+        };
+        let good = secrets.sign(Token {
+            slot: SlotId::of("app/0"),
+            generation: 1,
+            expires: 10,
+        });
+        for (forged, is_read) in [(0, true), (MAX_COOKIES - 1, true), (MAX_COOKIES, false)] {
+            let text = format!("{}homescar={good}", "homescar=forged;".repeat(forged));
+            let all = [field("cookie", &text)];
+            let client = IpAddr::from([1, 2, 3, 4]);
+            let decided = Decided::of(&affinity, &all, "/", client, Some(&secrets), |_| None, 0);
+            assert_eq!(decided.token.is_some(), is_read, "{forged}");
+        }
     }
 
     #[test]
