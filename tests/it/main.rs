@@ -22,6 +22,7 @@ mod http;
 mod http2_floods;
 mod http_affinity;
 mod http_crowds;
+mod http_enemies;
 mod http_learning;
 mod http_limits;
 mod http_slow;

@@ -50,8 +50,7 @@ impl<'a> Response<'a> {
                 _ => {}
             }
         }
-        if head.status < 100 || connection.names_framing || (length.is_some() && transfer.is_some())
-        {
+        if head.status < 100 || connection.is_bad || (length.is_some() && transfer.is_some()) {
             return Err(NotHttp);
         }
         if head.status == 101 {

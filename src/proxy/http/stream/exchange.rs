@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     future::poll_fn,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -69,6 +70,8 @@ pub(super) struct Exchange<'a> {
 #[derive(Default)]
 pub(super) struct Download {
     pub(super) head: Option<HttpResponse<bool>>,
+    /// Of the body, what came with the present read: one frame, in however many pieces it was.
+    pub(super) text: Vec<u8>,
     pub(super) queue: VecDeque<Frame<Bytes>>,
     pub(super) lesson: Lesson,
     pub(super) status: u16,
@@ -162,6 +165,7 @@ impl Exchange<'_> {
             let read = self
                 .backend
                 .poll_response(cx, self.terms, &mut self.download);
+            self.download.end_frame();
             if let Some(head) = self.download.head.take()
                 && !self.answer(head)
             {
@@ -229,6 +233,15 @@ impl Upload {
     }
 }
 
+impl Download {
+    fn end_frame(&mut self) {
+        if !self.text.is_empty() {
+            let text = mem::take(&mut self.text);
+            self.queue.push_back(Frame::data(text.into()));
+        }
+    }
+}
+
 impl Receiver for Download {
     fn head(&mut self, response: &Response<'_>) {
         if response.is_interim() {
@@ -260,11 +273,11 @@ impl Receiver for Download {
     fn data(&mut self, _cx: &mut Context<'_>, data: &[u8]) {
         self.bytes += data.len() as u64;
         self.lesson.data(data);
-        self.queue
-            .push_back(Frame::data(Bytes::copy_from_slice(data)));
+        self.text.extend_from_slice(data);
     }
 
     fn end(&mut self, trailers: &[u8]) {
+        self.end_frame();
         let mut room = [httparse::EMPTY_HEADER; 32];
         let mut lines = trailers.to_vec();
         lines.extend_from_slice(b"\r\n");
