@@ -54,7 +54,8 @@ impl Learned {
         }
     }
 
-    /// Remembers that a slot gave out an id.
+    /// Remembers that a slot gave out an id. Who gave it first made it; who says it later may be
+    /// telling of somebody's session, as a page for its operators would.
     pub fn note(&self, id: &[u8], slot: SlotId, now: Instant) {
         self.with_shard(id, |shard, hash| shard.note(hash, slot, now));
     }
@@ -75,8 +76,13 @@ impl Learned {
 
 impl Shard {
     fn note(&mut self, id: u64, slot: SlotId, now: Instant) {
-        self.grow_old(now);
-        if self.young.len() >= YOUNG && !self.young.contains_key(&id) {
+        if self.find(id, now).is_none() {
+            self.insert(id, slot, now);
+        }
+    }
+
+    fn insert(&mut self, id: u64, slot: SlotId, now: Instant) {
+        if self.young.len() >= YOUNG {
             self.turn(now);
         }
         self.young.insert(id, slot);
@@ -88,7 +94,7 @@ impl Shard {
             return Some(*slot);
         }
         let slot = self.old.remove(&id)?;
-        self.note(id, slot, now);
+        self.insert(id, slot, now);
         Some(slot)
     }
 
@@ -119,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_leads_to_the_slot_that_gave_it_last() {
+    fn an_id_leads_to_the_slot_that_gave_it_first() {
         let learned = Learned::new();
         let now = Instant::now();
         assert_eq!(learned.find(b"ann", now), None);
@@ -127,8 +133,15 @@ mod tests {
         learned.note(b"bob", slot(2), now);
         assert_eq!(learned.find(b"ann", now), Some(slot(1)));
         learned.note(b"ann", slot(3), now);
-        assert_eq!(learned.find(b"ann", now), Some(slot(3)));
+        assert_eq!(learned.find(b"ann", now), Some(slot(1)));
         assert_eq!(learned.find(b"bob", now), Some(slot(2)));
+        let later = now + 3 * AGE;
+        learned.note(b"ann", slot(3), later);
+        assert_eq!(
+            learned.find(b"ann", later),
+            Some(slot(3)),
+            "it was forgotten"
+        );
         assert_eq!(learned.find(b"", now), None);
     }
 

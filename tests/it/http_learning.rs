@@ -242,6 +242,24 @@ async fn what_is_no_id_in_an_answer_to_nobody_is_left_alone() {
     }
 }
 
+/// A page that lists who is there takes nobody away from where he is.
+#[tokio::test]
+async fn an_id_stays_with_its_first_giver() {
+    let site = Site::start().await;
+    let mut asked = site.ask(address_of_client(1), OPEN).await;
+    asked.answer("", &handshake("ann")).await;
+    let giver = asked.index;
+    let mut others = 0;
+    for client in 2..12 {
+        let mut asked = site.ask(address_of_client(client), "/sessions").await;
+        asked.answer("", "[{\"sid\":\"ann\"}]").await;
+        others += usize::from(asked.index != giver);
+        let led = site.led(address_of_client(client), "ann").await;
+        assert_eq!(led, (giver, "learned".to_owned()), "{client}");
+    }
+    assert!(others > 0, "all of them asked the giver");
+}
+
 #[tokio::test]
 async fn an_id_given_over_http2_is_learned_too() {
     let site = Site::start().await;
