@@ -178,3 +178,49 @@ async fn a_connection_on_which_nothing_is_asked_ends() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// A length where there must be none (RFC 9110 §8.6) has some clients wait for it, and others end
+/// the connection; where there is a body as well, none of it is the next response.
+#[tokio::test]
+async fn a_response_that_can_have_no_body_has_no_length() {
+    let front = Front::start("", "").await;
+    let mut driver = JoinSet::new();
+    for (status, length) in [(204, None), (304, Some("5"))] {
+        for body in ["", "hello"] {
+            let answer = format!("HTTP/1.1 {status} \r\nContent-Length: 5\r\n\r\n{body}");
+            let mut client = front.client().await;
+            let mut sender = http2(&front, &mut driver).await;
+            for _ in 0..2 {
+                client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+                let head = answered(&front, &answer, client.head()).await;
+                assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
+                let said = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix("Content-Length: "));
+                assert_eq!(said, length, "{head}");
+
+                let response = answered(&front, &answer, sender.send_request(get())).await;
+                let response = response.unwrap();
+                assert_eq!(response.status(), status);
+                let said = response.headers().get("content-length");
+                assert_eq!(said.map(|value| value.to_str().unwrap()), length);
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                assert!(body.is_empty(), "{status}: {body:?}");
+            }
+        }
+    }
+}
+
+/// What a client gets while the backend gives one answer, on a connection that it then ends.
+async fn answered<T>(front: &Front, answer: &str, client: impl Future<Output = T>) -> T {
+    let serve = async {
+        let mut backend = front.accept().await;
+        backend.head().await;
+        backend.say(answer).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        got = soon("an answer", client) => got,
+        () = serve => unreachable!(),
+    }
+}

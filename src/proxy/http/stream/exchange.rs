@@ -264,7 +264,7 @@ impl Receiver for Download {
                 head.headers_mut().append(name, value);
             }
         }
-        if let (Some(length), false) = (response.length(), is_switch) {
+        if let Some(length) = response.length() {
             head.headers_mut().insert(CONTENT_LENGTH, length.into());
         }
         self.head = Some(head);
