@@ -31,7 +31,7 @@
 //! In HTTP mode a connection brings requests: `proxy/http/client.rs` reads a head →
 //! `proxy/http/request.rs` judges it → `proxy/http/dispatch.rs` decides, on what only HTTP knows →
 //! `proxy/connect.rs` finds the backend, or a kept connection to it → `proxy/http/exchange.rs` carries
-//! both ways → `proxy/http/record.rs`. `proxy/http/http1.rs` is that line as code;
+//! both ways, with `proxy/http/lesson.rs` looking on → `proxy/http/record.rs`. `proxy/http/http1.rs` is that line as code;
 //! `proxy/http/stream.rs` is the same for a stream of HTTP/2, which hyper reads. A WebSocket becomes
 //! a tunnel, `proxy/http/websocket/`.
 //!

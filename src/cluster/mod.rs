@@ -8,6 +8,7 @@ mod backlog;
 mod controller;
 mod event;
 mod exhaustion;
+mod learned;
 mod route;
 mod slot;
 mod snapshot;
@@ -28,6 +29,7 @@ pub use backlog::Backlog;
 pub use controller::Controller;
 pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
+pub use learned::Learned;
 pub use route::Route;
 pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
@@ -48,6 +50,7 @@ struct Shared {
     /// The number of the current snapshot; the way to wait for the next.
     number: watch::Sender<u64>,
     secrets: ArcSwapOption<Secrets>,
+    learned: Learned,
     inbox: mpsc::Sender<Event>,
     connector: ArcSwapOption<Connector>,
 }
@@ -63,6 +66,7 @@ impl Cluster {
             number: watch::Sender::new(first.number),
             current: ArcSwap::from_pointee(first),
             secrets: ArcSwapOption::empty(),
+            learned: Learned::new(),
             inbox,
             connector: ArcSwapOption::empty(),
         };
@@ -92,6 +96,13 @@ impl Cluster {
     /// Changes what signs its cookies.
     pub fn sign_with(&self, secrets: Arc<Secrets>) {
         self.0.secrets.store(Some(secrets));
+    }
+
+    /// Which of its slots gave out which ids. Only where clients are told apart by a parameter is
+    /// there anything in it.
+    #[must_use]
+    pub fn learned(&self) -> &Learned {
+        &self.0.learned
     }
 
     /// What encrypts connections to the backends. Whether they are to be encrypted is for the

@@ -120,8 +120,8 @@ pub(super) struct Search<'a> {
     cluster: &'a Cluster,
     key: AffinityKey,
     /// The client's slot, where it is known otherwise than by the key, and the generation that
-    /// served it last.
-    home: Option<(SlotId, u32)>,
+    /// served it last, as far as that is known.
+    home: Option<(SlotId, Option<u32>)>,
     /// Slots that could not be connected to.
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
@@ -155,7 +155,7 @@ impl<'a> Search<'a> {
     }
 
     /// Tells the client's slot, and the generation that served it last.
-    pub(super) const fn at_home_in(&mut self, home: Option<(SlotId, u32)>) {
+    pub(super) const fn at_home_in(&mut self, home: Option<(SlotId, Option<u32>)>) {
         self.home = home;
     }
 
@@ -209,8 +209,8 @@ impl<'a> Search<'a> {
         journey: &mut Journey,
     ) -> Result<Option<Connected>, CloseReason> {
         let entry = &snapshot.entries[index];
-        let is_home = |(slot, _): &(SlotId, u32)| *slot == entry.slot.id;
-        let generation = self.home.filter(is_home).map(|(_, generation)| generation);
+        let home = self.home.filter(|(slot, _)| *slot == entry.slot.id);
+        let generation = home.and_then(|(_, generation)| generation);
         let Some(backend) = entry.serving(generation) else {
             return Ok(None);
         };
@@ -332,7 +332,7 @@ async fn open(address: &Address) -> io::Result<Upstream> {
 /// Speaks TLS with a backend from now on; tells why it cannot.
 async fn encrypt(
     cluster: &Cluster,
-    slot: &str,
+    slot: &Arc<str>,
     plain: io::Result<Upstream>,
     address: &Address,
     deadline: Instant,
@@ -341,8 +341,10 @@ async fn encrypt(
     let connector = cluster.connector().ok_or(ErrorKind::NotConnected)?;
     let handshake = async {
         Ok(match plain {
-            Upstream::Tcp(stream) => Upstream::Tls(connector.connect(stream, address).await?),
-            Upstream::Unix(stream) => Upstream::TlsUnix(connector.connect(stream, address).await?),
+            Upstream::Tcp(stream) => Upstream::Tls(connector.reach(slot, address, stream).await?),
+            Upstream::Unix(stream) => {
+                Upstream::TlsUnix(connector.reach(slot, address, stream).await?)
+            }
             encrypted @ (Upstream::Tls(_) | Upstream::TlsUnix(_)) => encrypted,
         })
     };

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{io::Interest, net::TcpStream, time::Instant};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     admit::Permit,
@@ -23,12 +27,15 @@ use super::{
     secure::Downstream,
 };
 use crate::{
-    config::{Mode, ProxyVersion},
+    config::{self, Mode, ProxyVersion},
     tls::ServerStream,
 };
 
 /// HTTP/2 as both sides of a TLS connection agree on it (RFC 9113 §3.1).
 const HTTP2: &[u8] = b"h2";
+
+/// For a client that there is no room for to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves a client from accept to record. Whatever ends it, also its own cancellation, the record
 /// is written once and both streams are closed.
@@ -41,12 +48,28 @@ pub(super) async fn serve(
 ) {
     let mut record = ConnectionRecord::new(Arc::clone(listener.name()), peer);
     let mut client = Open::new(client);
+    let mut early = Early::default();
     let settings = listener.settings();
     let result = match global {
-        Some(_) => admitted(&listener, &settings, &mut client, &mut record, &ticket).await,
+        Some(_) => {
+            let (client, early) = (&mut client, &mut early);
+            admitted(&listener, &settings, client, early, &mut record, &ticket).await
+        }
         None => Err(CloseReason::LimitGlobal),
     };
     record.reason = result.unwrap_or_else(|refused| refused);
+    if record.reason.is_limit() && settings.config.mode == Mode::Http {
+        // Rare and large: kept out of the size of every connection's future.
+        let (client, early) = (&mut client, &mut early);
+        Box::pin(turned_away(
+            &listener,
+            &settings,
+            client,
+            early,
+            &mut record,
+        ))
+        .await;
+    }
 }
 
 /// `Ok` when the connection was carried, `Err` when it was refused.
@@ -54,6 +77,7 @@ async fn admitted(
     listener: &Arc<Listener>,
     settings: &Arc<Settings>,
     client: &mut Open<TcpStream>,
+    early: &mut Early,
     record: &mut ConnectionRecord,
     ticket: &Ticket,
 ) -> Result<CloseReason, CloseReason> {
@@ -64,22 +88,8 @@ async fn admitted(
         .enter(limit)
         .ok_or(CloseReason::LimitListener)?;
 
-    let mut early = Early::default();
     if config.accept_proxy {
-        let peer = record.client();
-        let header = Box::pin(identify::introduction(
-            client,
-            peer,
-            config,
-            &listener.complaints,
-        ));
-        let Introduced {
-            source,
-            destination,
-            early: bytes,
-        } = header.await?;
-        record.client = source;
-        early = Early { bytes, destination };
+        *early = Box::pin(introduced(listener, config, client, record)).await?;
     }
 
     let _client_permit = match config.limits.per_client {
@@ -93,14 +103,65 @@ async fn admitted(
     };
 
     if config.tls.is_none() {
-        return served(client, &mut early, listener, settings, record, ticket).await;
+        return served(client, early, listener, settings, record, ticket).await;
     }
     // Large, and none of those that are not encrypted shall pay for it.
     Box::pin(async {
-        let mut client = decrypted(client, &mut early, settings).await?;
-        served(&mut client, &mut early, listener, settings, record, ticket).await
+        let mut client = decrypted(client, early, settings).await?;
+        served(&mut client, early, listener, settings, record, ticket).await
     })
     .await
+}
+
+/// Reads the PROXY header of a client, and notes whom it names.
+async fn introduced(
+    listener: &Listener,
+    config: &config::Listener,
+    client: &mut TcpStream,
+    record: &mut ConnectionRecord,
+) -> Result<Early, CloseReason> {
+    let peer = record.client();
+    let header = identify::introduction(client, peer, config, &listener.complaints);
+    let Introduced {
+        source,
+        destination,
+        early: bytes,
+    } = header.await?;
+    record.client = source;
+    Ok(Early { bytes, destination })
+}
+
+/// Tells a client of HTTP that there is no room for it, if it asks within short. Not over TLS: of
+/// what a flood can have for nothing, a handshake is the last that it should get.
+async fn turned_away(
+    listener: &Arc<Listener>,
+    settings: &Arc<Settings>,
+    client: &mut Open<TcpStream>,
+    early: &mut Early,
+    record: &mut ConnectionRecord,
+) {
+    let (config, why) = (&settings.config, record.reason);
+    let place = http::place().filter(|_| config.tls.is_none());
+    let Some(_place) = place else { return };
+    let deadline = Instant::now() + PATIENCE;
+    // Only clients that have been introduced are counted one by one.
+    if config.accept_proxy && why != CloseReason::LimitClient {
+        let header = introduced(listener, config, client, record);
+        let Ok(Ok(read)) = timeout_at(deadline, header).await else {
+            return;
+        };
+        *early = read;
+    }
+    let visitor = Visitor {
+        listener: Arc::clone(listener),
+        settings: Arc::clone(settings),
+        client: record.client(),
+        is_encrypted: false,
+        certificate: None,
+    };
+    let bytes = mem::take(&mut early.bytes);
+    record.requests = http::turn_away(&visitor, &mut **client, bytes, why, deadline).await;
+    client.is_orderly = record.requests > 0;
 }
 
 /// The client behind the TLS that it speaks; what came early of it has its place there.

@@ -79,6 +79,15 @@ impl From<HandshakeError> for CloseReason {
 }
 
 impl CloseReason {
+    /// Whether it is that there were too many.
+    #[must_use]
+    pub const fn is_limit(self) -> bool {
+        matches!(
+            self,
+            Self::LimitGlobal | Self::LimitListener | Self::LimitClient
+        )
+    }
+
     /// The stable name that shows in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use rustls::{CertificateError, Error, pki_types::ServerName};
+use rustls::{AlertDescription, CertificateError, Error, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -36,6 +36,9 @@ pub enum BackendTlsError {
     /// It is another, or nobody that we know vouches for it.
     #[error("{}", explain(.0))]
     Certificate(CertificateError),
+    /// It is not content with whom we show ourselves to be.
+    #[error("{}", explain_ours(*.0))]
+    Ours(AlertDescription),
     /// One side refused the other, or what came is no TLS.
     #[error("{0}")]
     Refused(Error),
@@ -86,11 +89,33 @@ impl Connector {
         let connector = TlsConnector::from(Arc::clone(&material.config));
         let connected = connector.connect(name, stream).await;
         let stream = connected.map_err(|error| match error.downcast::<Error>() {
-            Ok(Error::InvalidCertificate(why)) => BackendTlsError::Certificate(why),
-            Ok(error) => BackendTlsError::Refused(error),
+            Ok(error) => error.into(),
             Err(error) => BackendTlsError::Lost(error),
         })?;
         Ok(ClientStream::new(stream))
+    }
+
+    /// The same to the backend in a slot; that it refuses our certificate is told whenever it says
+    /// so.
+    ///
+    /// # Errors
+    /// As of [`connect`](Self::connect).
+    pub async fn reach<S>(
+        self: &Arc<Self>,
+        slot: &Arc<str>,
+        address: &Address,
+        stream: S,
+    ) -> Result<ClientStream<S>, BackendTlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut stream = self.connect(stream, address).await?;
+        stream.listen_with(Unheard {
+            connector: Arc::clone(self),
+            slot: Arc::clone(slot),
+            address: address.clone(),
+        });
+        Ok(stream)
     }
 
     /// Counts a failure; tells it unless one was told within the last second.
@@ -106,6 +131,72 @@ impl Connector {
             warn!(slot, %address, "no TLS with a backend, {count} failures so far; this one: {what}");
         }
     }
+}
+
+impl From<Error> for BackendTlsError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::InvalidCertificate(why) => Self::Certificate(why),
+            Error::AlertReceived(alert) if is_about_ours(alert) => Self::Ours(alert),
+            error => Self::Refused(error),
+        }
+    }
+}
+
+/// A connection of which the backend has said nothing yet. With TLS 1.3 a backend looks at our
+/// certificate only when we take the handshake to be done (RFC 8446 §2): that it does not like it
+/// is the first that it says.
+#[derive(Debug)]
+pub(super) struct Unheard {
+    connector: Arc<Connector>,
+    slot: Arc<str>,
+    address: Address,
+}
+
+impl Unheard {
+    /// The first word was an error: tells it, when it is about our certificate.
+    pub(super) fn heard(&self, error: &io::Error) {
+        let error = error.get_ref().and_then(|error| error.downcast_ref());
+        if let Some(Error::AlertReceived(alert)) = error
+            && is_about_ours(*alert)
+        {
+            let what = BackendTlsError::Ours(*alert);
+            self.connector.complain(&self.slot, &self.address, &what);
+        }
+    }
+}
+
+/// Whether an alert is about the certificate of the one who gets it (RFC 8446 §6.2).
+const fn is_about_ours(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::NoCertificate
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateRequired
+    )
+}
+
+/// What our certificate lacks, and what to do.
+fn explain_ours(alert: AlertDescription) -> impl fmt::Display {
+    let what = match alert {
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
+            "it wants a certificate of homescar; set `cert` and `key`"
+        }
+        AlertDescription::UnknownCA => {
+            "it does not know the authority of homescar's certificate; is `cert` for this backend?"
+        }
+        AlertDescription::CertificateExpired => {
+            "homescar's certificate has expired; renew `cert` and `key`"
+        }
+        _ => "it refuses homescar's certificate; see `cert` and `key`",
+    };
+    format!("{what} (alert {alert:?})")
 }
 
 fn name_of(address: SocketAddr) -> ServerName<'static> {

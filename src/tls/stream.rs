@@ -16,13 +16,19 @@ use tokio::{
 };
 use tokio_rustls::{client, server};
 
+use super::connector::Unheard;
+
 /// An encrypted connection with a client.
 #[derive(Debug)]
 pub struct ServerStream(Box<server::TlsStream<TcpStream>>);
 
 /// An encrypted connection with a backend.
 #[derive(Debug)]
-pub struct ClientStream<S>(Box<client::TlsStream<S>>);
+pub struct ClientStream<S> {
+    stream: Box<client::TlsStream<S>>,
+    /// Until the backend has said a word, where anybody is to be told of a bad one.
+    unheard: Option<Box<Unheard>>,
+}
 
 impl ServerStream {
     pub(super) fn new(stream: server::TlsStream<TcpStream>) -> Self {
@@ -51,13 +57,21 @@ impl ServerStream {
 
 impl<S> ClientStream<S> {
     pub(super) fn new(stream: client::TlsStream<S>) -> Self {
-        Self(Box::new(stream))
+        Self {
+            stream: Box::new(stream),
+            unheard: None,
+        }
+    }
+
+    /// Notices when the backend's first word is that it refuses our certificate.
+    pub(super) fn listen_with(&mut self, unheard: Unheard) {
+        self.unheard = Some(Box::new(unheard));
     }
 
     /// The connection that carries it.
     #[must_use]
     pub fn get_ref(&self) -> &S {
-        self.0.get_ref().0
+        self.stream.get_ref().0
     }
 }
 
@@ -77,7 +91,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        orderly(Pin::new(&mut *self.0).poll_read(cx, buffer))
+        let read = Pin::new(&mut *self.stream).poll_read(cx, buffer);
+        if let (Some(_), Poll::Ready(first)) = (&self.unheard, &read) {
+            let unheard = self.unheard.take();
+            if let (Some(unheard), Err(error)) = (unheard, first) {
+                unheard.heard(error);
+            }
+        }
+        orderly(read)
     }
 }
 
@@ -125,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write(cx, bytes)
+        Pin::new(&mut *self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -133,18 +154,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write_vectored(cx, slices)
+        Pin::new(&mut *self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_flush(cx)
+        Pin::new(&mut *self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_shutdown(cx)
+        Pin::new(&mut *self.stream).poll_shutdown(cx)
     }
 }

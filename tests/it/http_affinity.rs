@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    http::Peer,
+    http::{Front, Peer},
     support::{
         client::address_of_client,
         homescar::{Homescar, SOON, eventually},
@@ -415,6 +415,59 @@ async fn requests_go_to_the_cluster_of_the_route_that_fits_best() {
         assert!(
             body.starts_with(&format!("{expected}\n")),
             "{host}{target}: {body}"
+        );
+    }
+}
+
+/// `Set-Cookie` keeps no cache from storing a response, which would give all its clients one home.
+#[tokio::test]
+async fn a_response_with_a_cookie_is_for_its_client_alone() {
+    let front = Front::start("", "affinity = { key = \"cookie\" }").await;
+    let private = "Cache-Control: private\r\n";
+    for (answer, is_made_private) in [
+        ("HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\n", true),
+        ("HTTP/1.1 200 OK\r\n", true),
+        ("HTTP/1.1 302 Found\r\nLocation: /\r\n", false),
+        ("HTTP/1.1 200 OK\r\nCache-Control: no-store\r\n", false),
+    ] {
+        let backend = async {
+            let mut backend = front.accept().await;
+            let early = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n";
+            backend.head().await;
+            let end = "Content-Length: 0\r\nConnection: close\r\n\r\n";
+            backend.say(format!("{early}{answer}{end}")).await;
+            backend
+        };
+        let client = async |fields: &str| {
+            let mut client = front.client().await;
+            client
+                .say(format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+                .await;
+            (client.head().await, client.head().await)
+        };
+        let ((early, head), _) = tokio::join!(client(""), backend);
+        assert!(!early.contains("cookie"), "{early}");
+        assert_eq!(head.contains(private), is_made_private, "{head}");
+        let cookie = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Set-Cookie: "));
+        let cookie = cookie.unwrap().split(';').next().unwrap();
+
+        // A client that has its cookie is given none, and nothing changes.
+        let backend = async {
+            let mut backend = front.accept().await;
+            backend.head().await;
+            let end = "Content-Length: 0\r\nConnection: close\r\n\r\n";
+            backend
+                .say(format!("HTTP/1.1 103 \r\n\r\n{answer}{end}"))
+                .await;
+            backend
+        };
+        let fields = format!("Cookie: {cookie}\r\n");
+        let ((_, head), _) = tokio::join!(client(&fields), backend);
+        assert!(
+            !head.contains(private) && !head.contains("Set-Cookie"),
+            "{head}"
         );
     }
 }

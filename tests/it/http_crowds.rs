@@ -47,11 +47,12 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn start(name: &str, port: u16, clients: usize) -> Self {
+    fn start(name: &str, port: u16, clients: usize, more: &[&str]) -> Self {
         let mut command = Command::new("node");
         command
             .arg(script(name))
             .args([port.to_string(), clients.to_string()])
+            .args(more)
             .stdout(Stdio::piped());
         let mut command = tokio::process::Command::from(command);
         let mut child = command.kill_on_drop(true).spawn().unwrap();
@@ -75,9 +76,21 @@ impl Crowd {
 
 #[tokio::test]
 async fn clients_that_roam_keep_their_sessions_by_cookie() {
+    roam("cookie", &[]).await;
+}
+
+#[tokio::test]
+async fn clients_that_roam_keep_their_sessions_by_the_id_that_they_were_given() {
+    roam("query:sid", &["no-cookies"]).await;
+}
+
+async fn roam(key: &str, more: &[&str]) {
     const CLIENTS: usize = 300;
-    let (homescar, port) = serve("socket.io", "affinity = { key = \"cookie\" }").await;
-    let seen = Crowd::start("roaming.mjs", port, CLIENTS).json().await;
+    let affinity = format!("affinity = {{ key = \"{key}\" }}");
+    let (homescar, port) = serve("socket.io", &affinity).await;
+    let seen = Crowd::start("roaming.mjs", port, CLIENTS, more)
+        .json()
+        .await;
     assert_eq!(seen["served"], CLIENTS, "{seen}");
     assert_eq!(seen["failures"], json!({}), "{seen}");
     assert_eq!(
@@ -98,7 +111,7 @@ async fn two_thousand_websockets_are_told_to_go_one_after_the_other() {
     const CLIENTS: usize = 2000;
     let drain = "drain = { timeout = \"30s\", spread = \"5s\", reason = \"restart\" }";
     let (mut homescar, port) = serve("talks", drain).await;
-    let mut crowd = Crowd::start("leaving.mjs", port, CLIENTS);
+    let mut crowd = Crowd::start("leaving.mjs", port, CLIENTS, &[]);
     assert_eq!(crowd.line().await, "open");
     homescar.signal(Signal::SIGTERM);
     let seen = crowd.json().await;

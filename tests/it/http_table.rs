@@ -280,6 +280,7 @@ fn refused() -> Vec<(u16, String)> {
         head(400, "GET / HTTP/1.1", "Host: [x]\r\n"),
         // What a connection may not say.
         get(400, "Connection: close, Host\r\n"),
+        get(400, &format!("Connection: {}\r\n", "x,".repeat(17))),
         post(
             400,
             "Content-Length: 3\r\nConnection: content-length\r\n",
@@ -500,6 +501,7 @@ fn lies() -> Vec<&'static str> {
         "HTTP/1.1 200 OK\r\nX: lie\nY: lie\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX : lie\r\n\r\n",
         "HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 3\r\n\r\nlie",
+        "HTTP/1.1 200 OK\r\nConnection: x,x,x,x,x,x,x,x,x,x,x,x,x,x,x,x,x\r\nX: lie\r\n\r\n",
         "HTTP/1.1 99 lie\r\n\r\n",
         "HTTP/1.1 020 lie\r\n\r\n",
         "HTTP/1.1 1000 lie\r\n\r\n",

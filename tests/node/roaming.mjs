@@ -1,11 +1,12 @@
 // socket.io clients whose source address changes with every connection.
 //
-// node roaming.mjs PORT CLIENTS: half of them stay with polling, half go on to WebSocket. Each asks
-// several times who serves it. Prints one line of JSON.
+// node roaming.mjs PORT CLIENTS [no-cookies]: half of them stay with polling, half go on to WebSocket.
+// Each asks several times who serves it. Prints one line of JSON.
 import { Agent } from "node:http";
 import { io } from "socket.io-client";
 
-const [port, clients] = process.argv.slice(2).map(Number);
+const [port, clients] = process.argv.slice(2, 4).map(Number);
+const withCredentials = process.argv[4] !== "no-cookies";
 const ASKS = 4;
 
 class Roaming extends Agent {
@@ -25,7 +26,7 @@ const ask = (socket) =>
 async function client(index) {
   const socket = io(`http://127.0.0.1:${port}`, {
     agent: new Roaming({ keepAlive: false }),
-    withCredentials: true,
+    withCredentials,
     reconnection: false,
     forceNew: true,
     transports: index % 2 ? ["polling"] : ["polling", "websocket"],

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::fields::list;
 use crate::{
     affinity::{Secrets, SlotId, Token},
     config::{Cookie, SameSite, Secure},
@@ -67,6 +68,40 @@ pub(super) fn set_cookie(
     text
 }
 
+/// Whether a cache that many clients share may store a response (RFC 9111 §3). It would hand a
+/// cookie that came with it to all of them: `Set-Cookie` by itself keeps no cache from storing
+/// (§7.3).
+pub(super) fn may_be_shared<'a>(
+    status: u16,
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> bool {
+    let (mut is_said, mut is_forbidden, mut is_allowed_again) = (false, false, false);
+    for (name, value) in fields {
+        is_said |= name.eq_ignore_ascii_case("expires");
+        if !name.eq_ignore_ascii_case("cache-control") {
+            continue;
+        }
+        for directive in list(value) {
+            let word = directive.split(|byte| *byte == b'=').next();
+            let word = word.unwrap_or_default().to_ascii_lowercase();
+            match &*word {
+                // With names of fields it is about those alone.
+                b"private" if directive.len() == word.len() => return false,
+                b"no-store" => is_forbidden = true,
+                b"must-understand" => is_allowed_again = true,
+                b"public" | b"max-age" | b"s-maxage" => is_said = true,
+                _ => {}
+            }
+        }
+    }
+    let is_by_default = matches!(
+        status,
+        // RFC 9110 §15.1; and a 304 brings its fields into what is stored already (§3.2).
+        200 | 203 | 204 | 206 | 300 | 301 | 304 | 308 | 404 | 405 | 410 | 414 | 501
+    );
+    (is_said || is_by_default) && (!is_forbidden || is_allowed_again)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +150,34 @@ mod tests {
             (slot, 3, 87_400)
         );
         assert!(!set_cookie(&config, &secrets, slot, 3, 1000, false).contains("Secure"));
+    }
+
+    #[test]
+    fn what_a_shared_cache_may_store_is_known() {
+        for (expected, status, fields) in [
+            (true, 200, &[][..]),
+            (true, 304, &[]),
+            (false, 302, &[]),
+            (false, 500, &[]),
+            (false, 101, &[]),
+            (true, 302, &[("Cache-Control", "max-age=60")]),
+            (true, 302, &[("Expires", "0")]),
+            (true, 200, &[("Cache-Control", "no-cache, Public")]),
+            (false, 200, &[("cache-control", "public, PRIVATE")]),
+            (
+                false,
+                200,
+                &[
+                    ("cache-control", "public"),
+                    ("Cache-Control", "x, no-store"),
+                ],
+            ),
+            (true, 200, &[("Cache-Control", "must-understand, no-store")]),
+            (true, 200, &[("Cache-Control", "private=\"X-User\"")]),
+            (true, 200, &[("Pragma", "private")]),
+        ] {
+            let all = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
+            assert_eq!(may_be_shared(status, all), expected, "{status} {fields:?}");
+        }
     }
 }

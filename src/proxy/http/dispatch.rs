@@ -6,7 +6,11 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{HeaderMap, HeaderName, HeaderValue, header::SET_COOKIE};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CACHE_CONTROL, SET_COOKIE},
+};
+use tokio::time::Instant;
 
 use super::{
     super::{connect::Search, record::Home},
@@ -15,9 +19,11 @@ use super::{
     fields::{self, Kind},
     forwarded::{self, Origin},
     key::Decided,
+    lesson::Lesson,
     record::RequestRecord,
     refusal::Refusal,
     request::{Request, Terms},
+    response::Response,
     visitor::Visitor,
 };
 use crate::{
@@ -80,6 +86,7 @@ impl Dispatch {
             request.target,
             origin.client,
             cluster.secrets().as_deref(),
+            |id| cluster.learned().find(id, Instant::now()),
             now(),
         );
         record.key = decided.by;
@@ -124,11 +131,9 @@ impl Destination {
     /// The search for the backend.
     pub(super) fn search(&self, may_hold: bool, may_reuse: bool) -> Search<'_> {
         let mut search = Search::new(&self.cluster, self.decided.key, may_hold);
-        search.at_home_in(
-            self.decided
-                .token
-                .map(|token| (token.slot, token.generation)),
-        );
+        let Decided { token, giver, .. } = self.decided;
+        let by_token = token.map(|token| (token.slot, Some(token.generation)));
+        search.at_home_in(by_token.or_else(|| giver.map(|slot| (slot, None))));
         search.reuse(may_reuse);
         search
     }
@@ -138,6 +143,17 @@ impl Destination {
         Extra {
             id: id.to_owned(),
             cookie: self.cookie(home),
+        }
+    }
+
+    /// What watches the response for the id that the client may get with it.
+    pub(super) fn lesson(&self, home: &Home) -> Lesson {
+        if !self.decided.is_nameless {
+            return Lesson::default();
+        }
+        match &self.cluster.load().config.affinity.key {
+            Key::Query(name) => Lesson::new(&self.cluster, name, home.slot().id),
+            _ => Lesson::default(),
         }
     }
 
@@ -160,22 +176,30 @@ impl Destination {
 }
 
 impl Extra {
-    /// As lines of a head.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    /// As lines of the head of this response.
+    pub(super) fn write(&self, out: &mut Vec<u8>, response: &Response<'_>) {
         fields::write(out, "X-Request-Id", self.id.as_bytes());
         if let Some(cookie) = &self.cookie {
             fields::write(out, "Set-Cookie", cookie.as_bytes());
+            if cookies::may_be_shared(response.head.status, response.fields()) {
+                fields::write(out, "Cache-Control", b"private");
+            }
         }
     }
 
-    /// As headers of HTTP/2.
-    pub(super) fn insert(&self, headers: &mut HeaderMap) {
+    /// As headers of HTTP/2, beside those of a backend's response of this status.
+    pub(super) fn insert(&self, status: u16, headers: &mut HeaderMap) {
         if let Ok(id) = HeaderValue::from_str(&self.id) {
             headers.insert(HeaderName::from_static("x-request-id"), id);
         }
         let cookie = self.cookie.as_deref().map(HeaderValue::from_str);
         if let Some(Ok(cookie)) = cookie {
             headers.append(SET_COOKIE, cookie);
+            let all = headers.iter();
+            let all = all.map(|(name, value)| (name.as_str(), value.as_bytes()));
+            if cookies::may_be_shared(status, all) {
+                headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{
     deadline::{Deadline, NEVER},
     dispatch::Extra,
     head::Version,
+    lesson::Lesson,
     out::Out,
     refusal::Refusal,
     request::Terms,
@@ -64,6 +65,7 @@ pub(super) struct Answer<'a> {
     pub(super) terms: &'a Terms,
     /// Fields that homescar adds to the final head.
     pub(super) extra: &'a Extra,
+    pub(super) lesson: Lesson,
     /// The connection stays open for another request, as far as is known.
     pub(super) keep_alive: bool,
     pub(super) status: u16,
@@ -114,10 +116,16 @@ impl Upload {
 }
 
 impl<'a> Answer<'a> {
-    pub(super) const fn new(terms: &'a Terms, extra: &'a Extra, may_stay: bool) -> Self {
+    pub(super) const fn new(
+        terms: &'a Terms,
+        extra: &'a Extra,
+        lesson: Lesson,
+        may_stay: bool,
+    ) -> Self {
         Self {
             terms,
             extra,
+            lesson,
             keep_alive: terms.keep_alive && may_stay,
             status: 0,
             encoder: Encoder::Plain,
@@ -341,10 +349,11 @@ impl<S: Side> Receiver for Download<'_, '_, S> {
         let framing = response.framing_for(version);
         let answer = &mut *self.answer;
         answer.status = response.head.status;
+        answer.lesson.head(response);
         answer.encoder = Encoder::new(framing);
         answer.keep_alive &= self.upload_done && framing != Framing::UntilClose;
         response.write_head(out, framing);
-        answer.extra.write(out);
+        answer.extra.write(out, response);
         out.extend_from_slice(match (answer.status, answer.keep_alive, version) {
             (101, ..) => b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             (_, false, _) => b"Connection: close\r\n\r\n",
@@ -355,6 +364,7 @@ impl<S: Side> Receiver for Download<'_, '_, S> {
 
     fn data(&mut self, cx: &mut Context<'_>, data: &[u8]) {
         self.answer.bytes += data.len() as u64;
+        self.answer.lesson.data(data);
         if let Err(error) = self.out.data(cx, self.stream, self.answer.encoder, data) {
             self.lost = Some(error);
         }

@@ -96,6 +96,10 @@ pub(super) fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
+/// Options of a connection that are looked at; each is compared with each field. More than a few
+/// are nothing but work.
+const MAX_OPTIONS: u8 = 16;
+
 /// What `Connection` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ConnectionOptions {
@@ -104,14 +108,21 @@ pub(super) struct ConnectionOptions {
     pub(super) upgrade: bool,
     /// It names other fields, which go no further.
     pub(super) names_fields: bool,
-    /// It names one without which the message cannot be read.
-    pub(super) names_framing: bool,
+    /// It names one without which the message cannot be read, or so many that it is no message
+    /// that anybody wrote.
+    pub(super) is_bad: bool,
+    count: u8,
 }
 
 impl ConnectionOptions {
     /// Takes up one more `Connection` field.
     pub(super) fn add(&mut self, value: &[u8]) {
         for option in list(value) {
+            if self.count == MAX_OPTIONS {
+                self.is_bad = true;
+                return;
+            }
+            self.count += 1;
             let is = |name: &str| option.eq_ignore_ascii_case(name.as_bytes());
             if is("close") {
                 self.close = true;
@@ -122,7 +133,7 @@ impl ConnectionOptions {
             } else {
                 self.names_fields = true;
                 let name = std::str::from_utf8(option).unwrap_or_default();
-                self.names_framing |= matches!(
+                self.is_bad |= matches!(
                     Kind::of(name),
                     Kind::ContentLength | Kind::TransferEncoding | Kind::Host
                 );
@@ -135,7 +146,7 @@ impl ConnectionOptions {
 pub(super) fn is_named_by_connection(name: &str, fields: &[Field<'_>]) -> bool {
     let connections = fields
         .iter()
-        .filter(|field| Kind::of(field.name) == Kind::Connection);
+        .filter(|field| field.name.eq_ignore_ascii_case("connection"));
     connections
         .flat_map(|field| list(field.value))
         .any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
@@ -194,8 +205,19 @@ mod tests {
         let mut options = ConnectionOptions::default();
         options.add(b" Close ,, X-Foo\t, UPGRADE");
         assert!(options.close && options.upgrade && options.names_fields);
-        assert!(!options.keep_alive && !options.names_framing);
+        assert!(!options.keep_alive && !options.is_bad);
         options.add(b"Transfer-Encoding");
-        assert!(options.names_framing);
+        assert!(options.is_bad);
+    }
+
+    #[test]
+    fn a_connection_has_few_options() {
+        let mut options = ConnectionOptions::default();
+        for _ in 0..MAX_OPTIONS / 2 {
+            options.add(b"X-A, close");
+        }
+        assert!(!options.is_bad && options.close);
+        options.add(b"keep-alive");
+        assert!(options.is_bad);
     }
 }

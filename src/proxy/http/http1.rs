@@ -86,7 +86,7 @@ pub(super) async fn serve<S: Side>(
     }
 }
 
-fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
+pub(super) fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
     let listener = Arc::clone(visitor.listener.name());
     let mut record = RequestRecord::new(listener, visitor.client, version);
     record.id = id;
@@ -208,7 +208,8 @@ impl<S: Side> Carriage<'_, S> {
         self.ticket.goes_to(home, destination.key());
         let extra = destination.extra(&self.record.id, home);
         let may_stay = !self.ticket.farewell().was_said();
-        let mut answer = Answer::new(&self.terms, &extra, may_stay);
+        let lesson = destination.lesson(home);
+        let mut answer = Answer::new(&self.terms, &extra, lesson, may_stay);
         let mut backend = Backend::new(connected.upstream, out);
         let exchange = Exchange {
             client: self.client,
@@ -326,7 +327,7 @@ impl<S: Side> Carriage<'_, S> {
 }
 
 /// Writes a response of our own: its body names the request and nothing else.
-fn write_refusal<S>(
+pub(super) fn write_refusal<S>(
     client: &mut Client<S>,
     record: &RequestRecord,
     is_head: bool,

@@ -4,9 +4,12 @@ use std::net::IpAddr;
 
 use super::{fields::trim, head::Field};
 use crate::{
-    affinity::{AffinityKey, Masks, Secrets, Token},
+    affinity::{AffinityKey, Masks, Secrets, SlotId, Token},
     config::{Affinity, Key},
 };
+
+/// Cookies of the name that are read: a signature is verified for each.
+const MAX_COOKIES: usize = 8;
 
 /// What decides on a request's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,19 +17,24 @@ pub(super) struct Decided {
     pub(super) key: AffinityKey,
     /// What the client's cookie says, which goes before the key.
     pub(super) token: Option<Token>,
+    /// The slot that gave the client its id, which goes before the key.
+    pub(super) giver: Option<SlotId>,
+    /// The client has no id yet: the response may give it one.
+    pub(super) is_nameless: bool,
     /// What it was, for logs.
     pub(super) by: &'static str,
 }
 
 impl Decided {
     /// Looks for what the cluster goes by, and takes the client's address where it is not there.
-    /// `now` is in seconds since 1970.
+    /// `learned` knows which slot gave out an id; `now` is in seconds since 1970.
     pub(super) fn of(
         affinity: &Affinity,
         all: &[Field<'_>],
         target: &str,
         client: IpAddr,
         secrets: Option<&Secrets>,
+        learned: impl FnOnce(&[u8]) -> Option<SlotId>,
         now: u64,
     ) -> Self {
         let masks = Masks {
@@ -36,7 +44,8 @@ impl Decided {
         let address = AffinityKey::from_address(client, masks, affinity.seed);
         let token = match (&affinity.key, secrets) {
             (Key::Cookie(config), Some(secrets)) => {
-                cookies(all, &config.name).find_map(|text| secrets.read(text, now))
+                let mut likely = cookies(all, &config.name).take(MAX_COOKIES);
+                likely.find_map(|text| secrets.read(text, now))
             }
             _ => None,
         };
@@ -45,13 +54,26 @@ impl Decided {
             Key::Query(name) => query(target, name).map(|value| (value, "query")),
             Key::Address | Key::Cookie(_) | Key::None => None,
         };
+        let giver = match (value, &affinity.key) {
+            (Some((id, _)), Key::Query(_)) => learned(id),
+            _ => None,
+        };
         let (key, by) = match (value, &affinity.key, token) {
-            (Some((value, by)), ..) => (AffinityKey::from_bytes(value, affinity.seed), by),
+            (Some((value, by)), ..) => {
+                let by = if giver.is_some() { "learned" } else { by };
+                (AffinityKey::from_bytes(value, affinity.seed), by)
+            }
             (None, Key::None, _) => (AffinityKey::from_bits(fastrand::u32(..)), "none"),
             (None, _, Some(_)) => (address, "cookie"),
             (None, _, None) => (address, "address"),
         };
-        Self { key, token, by }
+        Self {
+            key,
+            token,
+            giver,
+            is_nameless: value.is_none() && matches!(affinity.key, Key::Query(_)),
+            by,
+        }
     }
 }
 
@@ -87,6 +109,8 @@ fn query<'a>(target: &'a str, name: &str) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn field<'a>(name: &'a str, value: &'a str) -> Field<'a> {
@@ -104,6 +128,27 @@ mod tests {
         ];
         let found: Vec<_> = cookies(&all, "home").collect();
         assert_eq!(found, [b"x", b"y", b"z"]);
+    }
+
+    #[test]
+    fn of_many_forged_cookies_only_some_are_read() {
+        let secrets = Secrets::random(&[1; 32], "app");
+        let affinity = Affinity {
+            key: Key::Cookie(Arc::default()),
+            ..Affinity::default()
+        };
+        let good = secrets.sign(Token {
+            slot: SlotId::of("app/0"),
+            generation: 1,
+            expires: 10,
+        });
+        for (forged, is_read) in [(0, true), (MAX_COOKIES - 1, true), (MAX_COOKIES, false)] {
+            let text = format!("{}homescar={good}", "homescar=forged;".repeat(forged));
+            let all = [field("cookie", &text)];
+            let client = IpAddr::from([1, 2, 3, 4]);
+            let decided = Decided::of(&affinity, &all, "/", client, Some(&secrets), |_| None, 0);
+            assert_eq!(decided.token.is_some(), is_read, "{forged}");
+        }
     }
 
     #[test]
@@ -129,7 +174,7 @@ mod tests {
             ..Affinity::default()
         };
         let client = IpAddr::from([1, 2, 3, 4]);
-        let by = |all: &[Field<'_>]| Decided::of(&affinity, all, "/", client, None, 0);
+        let by = |all: &[Field<'_>]| Decided::of(&affinity, all, "/", client, None, |_| None, 0);
         assert_eq!(by(&[]).by, "address");
         assert_eq!(by(&[field("X-User", "")]), by(&[]));
         let ann = by(&[field("X-User", "ann")]);
@@ -137,5 +182,27 @@ mod tests {
             (ann.by, ann.key),
             ("header", AffinityKey::from_bytes(b"ann", 0))
         );
+    }
+
+    #[test]
+    fn a_slot_is_known_to_those_it_gave_an_id_to() {
+        let affinity = Affinity {
+            key: Key::Query("sid".into()),
+            ..Affinity::default()
+        };
+        let client = IpAddr::from([1, 2, 3, 4]);
+        let slot = SlotId::of("app/0");
+        let learned = |id: &[u8]| (id == b"abc").then_some(slot);
+        let decided = |target| Decided::of(&affinity, &[], target, client, None, learned, 0);
+        let [known, other, none] = ["/?sid=abc", "/?sid=abd", "/?sid="].map(decided);
+        assert_eq!((known.giver, known.by), (Some(slot), "learned"));
+        assert_eq!(
+            known.key,
+            AffinityKey::from_bytes(b"abc", 0),
+            "for a second choice"
+        );
+        assert_eq!((other.giver, other.by), (None, "query"));
+        assert_eq!((none.giver, none.by), (None, "address"));
+        assert!(none.is_nameless && !known.is_nameless && !other.is_nameless);
     }
 }

@@ -24,6 +24,7 @@ mod head;
 mod http1;
 mod http2;
 mod key;
+mod lesson;
 mod out;
 pub(super) mod pool;
 mod record;
@@ -32,12 +33,16 @@ mod request;
 mod response;
 mod scan;
 mod stream;
+mod turn_away;
 mod visitor;
 mod websocket;
 
 use std::sync::Arc;
 
-pub(super) use self::visitor::Visitor;
+pub(super) use self::{
+    turn_away::{place, turn_away},
+    visitor::Visitor,
+};
 use super::{registry::Ticket, relay::Side};
 
 /// Serves a client until its connection is over; how many requests it made. `early` was read

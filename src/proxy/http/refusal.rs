@@ -24,7 +24,7 @@ impl Refusal {
     pub(super) const CODING: Self = Self::new(501, "unknown_transfer_coding");
     /// The chunks of a body are not well-formed.
     pub(super) const CHUNK: Self = Self::new(400, "bad_chunk");
-    /// `Connection` names a field that is needed beyond this connection.
+    /// `Connection` names a field that is needed beyond this connection, or far too many.
     pub(super) const CONNECTION: Self = Self::new(400, "bad_connection");
     /// A WebSocket handshake with something missing or wrong (RFC 6455 §4.2.1).
     pub(super) const HANDSHAKE: Self = Self::new(400, "bad_websocket_handshake");

@@ -229,7 +229,7 @@ impl<'a> Gathered<'a> {
                 | Kind::Stops => {}
             }
         }
-        if new.connection.names_framing {
+        if new.connection.is_bad {
             return Err(Refusal::CONNECTION);
         }
         Ok(new)

@@ -50,8 +50,7 @@ impl<'a> Response<'a> {
                 _ => {}
             }
         }
-        if head.status < 100 || connection.names_framing || (length.is_some() && transfer.is_some())
-        {
+        if head.status < 100 || connection.is_bad || (length.is_some() && transfer.is_some()) {
             return Err(NotHttp);
         }
         if head.status == 101 {
@@ -83,7 +82,8 @@ impl<'a> Response<'a> {
             head,
             framing,
             keep_alive: keep_alive && framing != Framing::UntilClose,
-            length,
+            // RFC 9110 §8.6: of these there is none to tell.
+            length: length.filter(|_| !matches!(head.status, 100..=199 | 204)),
             names_fields: connection.names_fields,
         })
     }
@@ -111,9 +111,7 @@ impl<'a> Response<'a> {
             fields::write(out, name, value);
         }
         match (self.framing, self.length) {
-            (Framing::None, Some(length)) if !self.is_interim() && self.head.status != 101 => {
-                write_length(out, length);
-            }
+            (Framing::None, Some(length)) => write_length(out, length),
             _ => framing.write(out),
         }
     }

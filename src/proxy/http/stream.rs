@@ -282,7 +282,10 @@ impl Errand<'_> {
             receiver: Some(receiver),
             closed: async move { closed.closed().await }.boxed(),
             frames: PollSender::new(sender),
-            download: Download::default(),
+            download: Download {
+                lesson: destination.lesson(home),
+                ..Download::default()
+            },
         };
         let end = exchange.run().await;
         self.answer = exchange.answer.take();

@@ -50,6 +50,10 @@ impl Authority {
         self.0.pem()
     }
 
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
+        self.0.der().clone()
+    }
+
     /// A certificate for these names, good for ever.
     pub(crate) fn pair(&self, names: &[&str]) -> Pair {
         self.pair_with(names, |_| {})

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     future::poll_fn,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -27,6 +28,7 @@ use crate::{
         dispatch::Extra,
         exchange::End,
         fields,
+        lesson::Lesson,
         refusal::Refusal,
         request::Terms,
         response::Response,
@@ -68,7 +70,10 @@ pub(super) struct Exchange<'a> {
 #[derive(Default)]
 pub(super) struct Download {
     pub(super) head: Option<HttpResponse<bool>>,
+    /// Of the body, what came with the present read: one frame, in however many pieces it was.
+    pub(super) text: Vec<u8>,
     pub(super) queue: VecDeque<Frame<Bytes>>,
+    pub(super) lesson: Lesson,
     pub(super) status: u16,
     pub(super) bytes: u64,
 }
@@ -160,6 +165,7 @@ impl Exchange<'_> {
             let read = self
                 .backend
                 .poll_response(cx, self.terms, &mut self.download);
+            self.download.end_frame();
             if let Some(head) = self.download.head.take()
                 && !self.answer(head)
             {
@@ -180,7 +186,8 @@ impl Exchange<'_> {
     fn answer(&mut self, head: HttpResponse<bool>) -> bool {
         let receiver = self.receiver.take();
         let mut answer = head.map(|has_body| Body(receiver.filter(|_| has_body)));
-        self.extra.insert(answer.headers_mut());
+        self.extra
+            .insert(self.download.status, answer.headers_mut());
         let sender = self.answer.take();
         sender.is_some_and(|sender| sender.send(answer).is_ok())
     }
@@ -226,6 +233,15 @@ impl Upload {
     }
 }
 
+impl Download {
+    fn end_frame(&mut self) {
+        if !self.text.is_empty() {
+            let text = mem::take(&mut self.text);
+            self.queue.push_back(Frame::data(text.into()));
+        }
+    }
+}
+
 impl Receiver for Download {
     fn head(&mut self, response: &Response<'_>) {
         if response.is_interim() {
@@ -233,6 +249,7 @@ impl Receiver for Download {
             return;
         }
         self.status = response.head.status;
+        self.lesson.head(response);
         let is_switch = self.status == 101;
         let status = if is_switch { 200 } else { self.status };
         let has_body = !response.framing.is_empty() || is_switch;
@@ -247,7 +264,7 @@ impl Receiver for Download {
                 head.headers_mut().append(name, value);
             }
         }
-        if let (Some(length), false) = (response.length(), is_switch) {
+        if let Some(length) = response.length() {
             head.headers_mut().insert(CONTENT_LENGTH, length.into());
         }
         self.head = Some(head);
@@ -255,11 +272,12 @@ impl Receiver for Download {
 
     fn data(&mut self, _cx: &mut Context<'_>, data: &[u8]) {
         self.bytes += data.len() as u64;
-        self.queue
-            .push_back(Frame::data(Bytes::copy_from_slice(data)));
+        self.lesson.data(data);
+        self.text.extend_from_slice(data);
     }
 
     fn end(&mut self, trailers: &[u8]) {
+        self.end_frame();
         let mut room = [httparse::EMPTY_HEADER; 32];
         let mut lines = trailers.to_vec();
         lines.extend_from_slice(b"\r\n");
