@@ -4,6 +4,7 @@
 //! fault down; the result is used only when nothing was written down.
 
 mod affinity;
+mod balance;
 mod cluster;
 mod direct;
 mod http;
