@@ -1,6 +1,6 @@
 //! The only writer of snapshots: one task, one inbox.
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
 use super::{Backend, Cluster, Entry, Event, Health, Skip, Snapshot, Started};
@@ -30,7 +30,8 @@ impl Controller {
         let now = self.cluster.load();
         let next = step(&now, event);
         let Some(next) = next else { return };
-        self.cluster.publish(next);
+        self.cluster
+            .publish(next.with_returns(&now, Instant::now()));
         // Only now is it true.
         log_changes(&now, &self.cluster.load());
     }
@@ -64,6 +65,13 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             // The last word of checks that are no longer configured would stand for ever.
             let health = if is_checked { health } else { Health::Unknown };
             entry.filled(Backend { health, ..backend }, ready_by)
+        }),
+        Event::Ejected {
+            slot,
+            generation,
+            why: ejected,
+        } => changed(now, &slot, generation, |entry, backend| {
+            entry.filled(Backend { ejected, ..backend }, ready_by)
         }),
         Event::Stopping {
             slot,
@@ -110,6 +118,7 @@ fn filled(now: &Snapshot, started: Started, ready: bool, ready_by: ReadyBy) -> O
         said_ready: ready,
         was_ready: ready,
         health: Health::Unknown,
+        ejected: None,
         leaving: None,
     };
     Some(now.with(index, now.entries[index].filled(backend, ready_by)))
@@ -154,6 +163,10 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             (None, _) => info!(%slot, generation, pid, "takes clients again"),
             (Some(skip), Some(Health::Unhealthy { why, .. })) => {
                 warn!(%slot, generation, pid, %why, "takes no clients: {skip}");
+            }
+            (Some(Skip::Ejected), _) => {
+                let why = backend.and_then(|b| b.ejected.as_deref());
+                warn!(%slot, generation, pid, why, "takes no clients: ejected");
             }
             (Some(Skip::Starting | Skip::Restarting | Skip::Stopping), _) | (Some(_), None) => {}
             (Some(skip), _) => warn!(%slot, generation, pid, "takes no clients: {skip}"),

@@ -8,7 +8,9 @@ mod backlog;
 mod controller;
 mod event;
 mod exhaustion;
+mod load;
 mod route;
+mod seats;
 mod slot;
 mod snapshot;
 #[cfg(test)]
@@ -28,7 +30,9 @@ pub use backlog::Backlog;
 pub use controller::Controller;
 pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
-pub use route::Route;
+pub use load::{Live, View};
+pub use route::{Asker, Route};
+pub use seats::{Seat, Seats, Waiting};
 pub use slot::{Backend, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
 
@@ -58,6 +62,7 @@ impl Cluster {
     pub fn new(config: &config::Cluster) -> (Self, Controller) {
         let (inbox, events) = mpsc::channel(INBOX);
         let first = Snapshot::configured(config);
+        first.set_seats();
         let shared = Shared {
             name: Arc::clone(&config.name),
             number: watch::Sender::new(first.number),
@@ -142,6 +147,7 @@ impl Cluster {
     /// Publishes a snapshot. Only the controller may.
     fn publish(&self, snapshot: Snapshot) {
         let number = snapshot.number;
+        snapshot.set_seats();
         self.0.current.store(Arc::new(snapshot));
         self.0.number.send_replace(number);
     }

@@ -2,6 +2,8 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
+use tokio::time::Instant;
+
 use super::{Backend, Health, Skip, Slot, SlotStats};
 use crate::{
     affinity::{SlotId, Table},
@@ -32,6 +34,8 @@ pub struct Entry {
     pub skip: Option<Skip>,
     /// We supervise it.
     pub supervised: bool,
+    /// When it last came back, where that makes a difference (`slow_start`).
+    pub returned: Option<Instant>,
 }
 
 impl Snapshot {
@@ -119,6 +123,7 @@ impl Entry {
             backend: None,
             skip: Some(Skip::Starting),
             supervised: true,
+            returned: None,
         }
     }
 
@@ -153,7 +158,12 @@ impl Entry {
                 | Skip::Stopping
                 | Skip::Unresponsive
                 | Skip::ConnectFailed => true,
-                Skip::CrashLoop | Skip::Unhealthy => false,
+                Skip::CrashLoop
+                | Skip::Unhealthy
+                | Skip::Ejected
+                | Skip::WarmingUp
+                | Skip::Overloaded
+                | Skip::Full => false,
             }
     }
 }
@@ -184,6 +194,7 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
                 said_ready: false,
                 was_ready: true,
                 health: Health::Unknown,
+                ejected: None,
                 leaving: None,
             };
             (Some(Arc::new(backend)), None)
@@ -194,6 +205,7 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
         backend,
         skip,
         supervised: false,
+        returned: kept.and_then(|entry| entry.returned),
     }
 }
 
@@ -217,6 +229,6 @@ fn judge(backend: &mut Backend, supervised: bool, ready_by: ReadyBy) -> Option<S
     match backend.health {
         Health::Unhealthy { answers: true, .. } => Some(Skip::Unhealthy),
         Health::Unhealthy { answers: false, .. } => Some(Skip::Unresponsive),
-        Health::Unknown | Health::Healthy => None,
+        Health::Unknown | Health::Healthy => backend.ejected.as_ref().map(|_| Skip::Ejected),
     }
 }

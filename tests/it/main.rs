@@ -9,6 +9,7 @@
     reason = "tests start processes and tasks of their own, and see to their end"
 )]
 
+mod capacity;
 mod commands;
 mod config;
 mod death;
@@ -26,6 +27,7 @@ mod http_slow;
 mod http_table;
 mod kernel;
 mod languages;
+mod load;
 mod node;
 mod pause;
 mod proxy_header;
