@@ -29,6 +29,7 @@ mod kernel;
 mod languages;
 mod load;
 mod node;
+mod passive;
 mod pause;
 mod proxy_header;
 mod real_clients;
