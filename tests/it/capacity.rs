@@ -175,20 +175,22 @@ async fn who_may_not_wait_goes_on_or_is_refused() {
 #[tokio::test]
 async fn a_reload_that_makes_room_ends_the_wait() {
     let backends = start(1).await;
-    let options = |seats: usize| {
-        let options = format!("max_connections_per_slot = {seats}\nqueue = {{ timeout = \"1m\" }}");
+    let options = |seats: &str| {
+        let queue = r#"queue = { timeout = "1m" }"#;
+        let queue = if seats == "\"off\"" { "" } else { queue };
+        let options = format!("max_connections_per_slot = {seats}\n{queue}");
         config(1, &backends, &options)
     };
-    let homescar = Homescar::serve(&options(1));
+    let homescar = Homescar::serve(&options("1"));
     let to = homescar.address("web").await;
     let mut first = client(0, to).await;
     first.line().await.unwrap();
     let mut second = client(1, to).await;
-    let answer = homescar.reload(&options(2)).await;
+    let answer = homescar.reload(&options("2")).await;
     assert_eq!(message(&answer), "reloaded", "{}", homescar.tail());
     second.line().await.unwrap();
-    // … and one that takes it away throws nobody out.
-    homescar.reload(&options(1)).await;
+    // One that takes it away throws nobody out.
+    homescar.reload(&options("1")).await;
     first.send("again\n").await.unwrap();
     first.line().await.unwrap();
     let mut third = client(2, to).await;
@@ -196,6 +198,11 @@ async fn a_reload_that_makes_room_ends_the_wait() {
     drop(first);
     third.line().await.unwrap();
     assert_eq!(backends[0].most(), 2);
+    // Where there is no limit any more there is nothing to wait for.
+    let mut fourth = client(3, to).await;
+    homescar.reload(&options("\"off\"")).await;
+    fourth.line().await.unwrap();
+    drop(third);
 }
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";

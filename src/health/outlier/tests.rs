@@ -167,6 +167,16 @@ fn only_a_share_of_the_slots_is_out_and_never_the_last() {
     }
     bench.fails(2);
     assert_eq!(bench.out(), [0; 0], "the others are down");
+    bench.fails(2);
+    for slot in [0, 1] {
+        bench.samples[slot].skip = None;
+    }
+    bench.look();
+    assert_eq!(
+        bench.time_out(2),
+        seconds(10),
+        "nothing was held against it"
+    );
 }
 
 #[test]

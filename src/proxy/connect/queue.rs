@@ -67,3 +67,27 @@ impl Search<'_> {
         journey.queued += began.elapsed();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::config::{Capacity, Cluster, Source, Workers};
+
+    #[test]
+    fn who_was_too_late_for_the_last_seat_has_none() {
+        let workers = Workers::new(vec!["true".into()], NonZeroUsize::MIN);
+        let mut config = Cluster::new("app", Source::Workers(Arc::new(workers)));
+        config.balance.capacity = Some(Capacity::of(NonZeroUsize::MIN));
+        let (cluster, _controller) = crate::cluster::Cluster::new(&config);
+        let snapshot = cluster.load();
+        let [mut fast, mut late] = [(); 2].map(|()| Journey::default());
+        assert!(take_seat(&snapshot, 0, &mut fast));
+        assert_eq!(seated(&snapshot, &fast), Some(0));
+        assert!(take_seat(&snapshot, 0, &mut fast), "the same");
+        assert!(!take_seat(&snapshot, 0, &mut late));
+        drop(fast);
+        assert!(take_seat(&snapshot, 0, &mut late));
+    }
+}
