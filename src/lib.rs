@@ -22,7 +22,7 @@
 //!
 //! `proxy/door.rs` accepts → `proxy/admit.rs` counts → `proxy/identify.rs` finds out who the
 //! client is → [`tls`] decrypts → [`AffinityKey`](affinity::AffinityKey) → [`Snapshot::route`](cluster::Snapshot::route)
-//! decides → `proxy/connect.rs` connects, holds, or goes on to the next candidate →
+//! decides → `proxy/connect.rs` connects, holds, queues, or goes on to the next candidate →
 //! `proxy/relay.rs` carries until both sides are done → `proxy/record.rs` says how it ended.
 //! `proxy/connection.rs` is that line as code.
 //!
@@ -73,8 +73,8 @@
 //!
 //! 1. The data plane never waits for the control plane, but where a client is held for its slot,
 //!    bounded in time and number.
-//! 2. A connection decides on exactly one snapshot; one that was held decides anew on the snapshot
-//!    that ends its wait.
+//! 2. A connection decides on exactly one snapshot; one that was held or queued decides anew on the
+//!    snapshot that ends its wait.
 //! 3. `affinity` and every state machine take time and randomness as arguments.
 //! 4. Every task has an owner that can await or cut it; every queue and loop has a bound; every
 //!    wait has a deadline.

@@ -9,6 +9,9 @@ use super::mix::mix32;
 /// The second half of the SipHash key of long affinity keys: `"affinity"` in ASCII, big-endian.
 pub(super) const KEY_DOMAIN: u64 = u64::from_be_bytes(*b"affinity");
 
+/// The seed of a slot that no cluster has: `"rank"` in ASCII.
+const RANK: u32 = u32::from_be_bytes(*b"rank");
+
 /// How many leading bits of an address identify a client. More than an address has counts as
 /// all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,13 @@ impl AffinityKey {
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
+    }
+
+    /// Where the key stands among all keys, from 0 to 1: evenly spread whatever they have in
+    /// common, also among those of one home.
+    #[must_use]
+    pub fn rank(self) -> f64 {
+        f64::from(mix32(self.0 ^ RANK)) / (f64::from(u32::MAX) + 1.0)
     }
 
     /// The 32 bits.

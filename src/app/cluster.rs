@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cluster::{Cluster, Event},
     config::{self, Source},
-    health::Checker,
+    health::{Checker, Watch},
     supervisor::{Busy, Entrances, Home, SlotReceipt, Supervisor},
     tls::Connector,
 };
@@ -39,6 +39,8 @@ impl RunningCluster {
         tasks.spawn(async move { stopped.run_until_cancelled(controller.run()).await });
         let checker = Checker::new(cluster.clone());
         tasks.spawn(checker.run(stop.clone().cancelled_owned()));
+        let watch = Watch::new(cluster.clone());
+        tasks.spawn(watch.run(stop.clone().cancelled_owned()));
         let mut new = Self {
             cluster,
             supervisor: None,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
 use super::{Backend, Cluster, Entry, Event, Health, Skip, Snapshot, Started};
@@ -32,7 +32,8 @@ impl Controller {
         let now = self.cluster.load();
         let next = step(&now, event);
         let Some(next) = next else { return };
-        self.cluster.publish(next);
+        self.cluster
+            .publish(next.with_returns(&now, Instant::now()));
         // Only now is it true.
         log_changes(&now, &self.cluster.load());
     }
@@ -82,6 +83,14 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             let health = if is_checked { health } else { Health::Unknown };
             Backend { health, ..backend }
         }),
+        Event::Ejected {
+            slot,
+            generation,
+            why: ejected,
+        } => changed(now, &slot, generation, ready_by, |backend| Backend {
+            ejected,
+            ..backend
+        }),
         Event::Stopping {
             slot,
             generation,
@@ -94,22 +103,24 @@ pub(super) fn step(now: &Snapshot, event: Event) -> Option<Snapshot> {
             slot,
             generation,
             why,
-        } => {
-            // Of a slot that is empty already it is news too: a generation that could not even
-            // be spawned was never in it.
-            let index = index_of(now, &slot)?;
-            let entry = &now.entries[index];
-            if let Some(left) = entry.without(generation) {
-                return Some(now.with(index, left));
-            }
-            let present = entry.backend.as_ref();
-            if present.is_some_and(|backend| backend.generation != generation) {
-                return None;
-            }
-            (present.is_some() || entry.skip != Some(why))
-                .then(|| now.with(index, entry.vacated(why)))
-        }
+        } => gone(now, &slot, generation, why),
     }
+}
+
+/// The next snapshot without a generation whose process has ended.
+fn gone(now: &Snapshot, slot: &str, generation: u32, why: Skip) -> Option<Snapshot> {
+    let index = index_of(now, slot)?;
+    let entry = &now.entries[index];
+    if let Some(left) = entry.without(generation) {
+        return Some(now.with(index, left));
+    }
+    let present = entry.backend.as_ref();
+    if present.is_some_and(|backend| backend.generation != generation) {
+        return None;
+    }
+    // Of a slot that is empty already it is news too: a generation that could not even be spawned
+    // was never in it.
+    (present.is_some() || entry.down != Some(why)).then(|| now.with(index, entry.vacated(why)))
 }
 
 /// The next snapshot with a generation that was just spawned in the slot, or beside it.
@@ -135,6 +146,7 @@ fn put(
         said_ready: false,
         was_ready: false,
         health: Health::Unknown,
+        ejected: None,
         leaving: None,
         load,
     };
@@ -187,6 +199,10 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             }
             (Some(skip @ (Skip::Draining | Skip::Maint)), _) => {
                 info!(%slot, generation, pid, "takes no clients: {skip}");
+            }
+            (Some(Skip::Ejected), _) => {
+                let why = backend.and_then(|b| b.ejected.as_deref());
+                warn!(%slot, generation, pid, why, "takes no clients: ejected");
             }
             (Some(Skip::Starting | Skip::Restarting | Skip::Stopping), _) | (Some(_), None) => {}
             (Some(skip), _) => warn!(%slot, generation, pid, "takes no clients: {skip}"),

@@ -58,6 +58,15 @@ pub enum Event {
         /// What they say now.
         health: Health,
     },
+    /// Passive checks have changed their mind about a backend.
+    Ejected {
+        /// The slot's name.
+        slot: Arc<str>,
+        /// Of which generation.
+        generation: u32,
+        /// Why it is ejected; `None` when it is tried again.
+        why: Option<Arc<str>>,
+    },
     /// No new clients for this generation: it is leaving, or must be ended.
     Stopping {
         /// The slot's name.

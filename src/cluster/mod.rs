@@ -9,7 +9,9 @@ mod controller;
 mod event;
 mod exhaustion;
 mod learned;
+mod load;
 mod route;
+mod seats;
 mod slot;
 mod snapshot;
 #[cfg(test)]
@@ -30,7 +32,9 @@ pub use controller::Controller;
 pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
 pub use learned::Learned;
-pub use route::Route;
+pub use load::{Live, View};
+pub use route::{Asker, Route};
+pub use seats::{Seat, Seats, Waiting};
 pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
 
@@ -61,6 +65,7 @@ impl Cluster {
     pub fn new(config: &config::Cluster) -> (Self, Controller) {
         let (inbox, events) = mpsc::channel(INBOX);
         let first = Snapshot::configured(config);
+        first.set_seats();
         let shared = Shared {
             name: Arc::clone(&config.name),
             number: watch::Sender::new(first.number),
@@ -153,6 +158,7 @@ impl Cluster {
     /// Publishes a snapshot. Only the controller may.
     fn publish(&self, snapshot: Snapshot) {
         let number = snapshot.number;
+        snapshot.set_seats();
         self.0.current.store(Arc::new(snapshot));
         self.0.number.send_replace(number);
     }

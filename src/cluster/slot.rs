@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use super::{Backlog, Health};
+use super::{Backlog, Health, Seats};
 use crate::{affinity::SlotId, config::Address};
 
 /// A stable home inside a cluster. Clients hash to its name, and to nothing else of it.
@@ -33,6 +33,11 @@ pub struct SlotStats {
     pub total: AtomicU64,
     /// Failed attempts to connect to it.
     pub connect_failures: AtomicU64,
+    /// Connections that it reset before it said a byte, and requests that it did not answer or
+    /// not in HTTP.
+    pub failures: AtomicU64,
+    /// Room in it, where that is limited.
+    pub seats: Seats,
     /// Bytes from clients.
     pub bytes_up: AtomicU64,
     /// Bytes to clients.
@@ -113,6 +118,8 @@ pub struct Backend {
     pub was_ready: bool,
     /// What active checks say.
     pub health: Health,
+    /// What its clients met that has it ejected for a while.
+    pub ejected: Option<Arc<str>>,
     /// Why it takes no new clients any more.
     pub leaving: Option<Skip>,
     /// Its connections.
@@ -138,6 +145,14 @@ pub enum Skip {
     Draining,
     /// The operator wants nobody there.
     Maint,
+    /// Too many of its clients met failures; it is tried again after a while.
+    Ejected,
+    /// It has just come back, and does not take this client yet.
+    WarmingUp,
+    /// It has much more than its share, and takes nobody who is new.
+    Overloaded,
+    /// It has all that it may have.
+    Full,
     /// It could not be connected to just now (for this connection only).
     ConnectFailed,
 }
@@ -155,6 +170,10 @@ impl Skip {
             Self::Unresponsive => "unresponsive",
             Self::Draining => "draining",
             Self::Maint => "maint",
+            Self::Ejected => "ejected",
+            Self::WarmingUp => "warming_up",
+            Self::Overloaded => "overloaded",
+            Self::Full => "full",
             Self::ConnectFailed => "connect_failed",
         }
     }

@@ -2,6 +2,8 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
+use tokio::time::Instant;
+
 use super::{AdminState, Backend, Health, Skip, Slot, SlotStats};
 use crate::{
     affinity::{SlotId, Table},
@@ -40,6 +42,8 @@ pub struct Entry {
     pub admin: AdminState,
     /// We supervise it.
     pub supervised: bool,
+    /// When it last came back, where that makes a difference (`slow_start`).
+    pub returned: Option<Instant>,
 }
 
 impl Snapshot {
@@ -131,6 +135,7 @@ impl Entry {
             down: Some(Skip::Starting),
             admin: AdminState::Ready,
             supervised: true,
+            returned: None,
         }
     }
 
@@ -231,7 +236,14 @@ impl Entry {
                 | Skip::Stopping
                 | Skip::Unresponsive
                 | Skip::ConnectFailed => true,
-                Skip::CrashLoop | Skip::Unhealthy | Skip::Draining | Skip::Maint => false,
+                Skip::CrashLoop
+                | Skip::Unhealthy
+                | Skip::Draining
+                | Skip::Maint
+                | Skip::Ejected
+                | Skip::WarmingUp
+                | Skip::Overloaded
+                | Skip::Full => false,
             }
     }
 }
@@ -262,6 +274,7 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
                 said_ready: false,
                 was_ready: true,
                 health: Health::Unknown,
+                ejected: None,
                 leaving: None,
                 load: Arc::default(),
             };
@@ -277,6 +290,7 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
         down: None,
         admin: kept.map_or(AdminState::Ready, |entry| entry.admin),
         supervised: false,
+        returned: kept.and_then(|entry| entry.returned),
     };
     entry.judged(down)
 }
@@ -301,6 +315,6 @@ fn judge(backend: &mut Backend, supervised: bool, ready_by: ReadyBy) -> Option<S
     match backend.health {
         Health::Unhealthy { answers: true, .. } => Some(Skip::Unhealthy),
         Health::Unhealthy { answers: false, .. } => Some(Skip::Unresponsive),
-        Health::Unknown | Health::Healthy => None,
+        Health::Unknown | Health::Healthy => backend.ejected.as_ref().map(|_| Skip::Ejected),
     }
 }

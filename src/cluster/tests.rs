@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{Event, Health, Route, Skip, Snapshot, Started, controller::step};
+use super::{Asker, Event, Health, Route, Skip, Snapshot, Started, controller::step};
 use crate::{
     affinity::AffinityKey,
     config::{self, Address, OnDown, ReadyBy, Source, Workers},
@@ -94,6 +94,14 @@ fn key_of(snapshot: &Snapshot, slot: usize) -> AffinityKey {
     AffinityKey::from_bits(key)
 }
 
+fn route(snapshot: &Snapshot, key: AffinityKey, may_hold: bool) -> Route {
+    let asker = Asker {
+        may_hold,
+        ..Asker::new(key)
+    };
+    snapshot.route(&asker, &snapshot.live())
+}
+
 #[test]
 fn a_worker_takes_no_client_before_it_is_ready() {
     for (by, says, is_checked, is_usable) in [
@@ -161,13 +169,13 @@ fn who_is_down_is_waited_for_only_while_it_is_coming_back() {
         events.push(gone(3, 1, why));
         let now = after(HOLD, events);
         let key = key_of(&now, 3);
-        let held = now.route(key, &[], true);
+        let held = route(&now, key, true);
         assert_eq!(held == Route::Hold { index: 3 }, is_held, "{why}");
         // When there is no time left to wait, it goes on, and says why it passed its home.
         let second = now.table.candidates(key).nth(1).expect("a second choice");
         let passed = Some((3, why));
         assert_eq!(
-            now.route(key, &[], false),
+            route(&now, key, false),
             Route::To {
                 index: second,
                 passed
@@ -202,7 +210,7 @@ fn what_reject_and_next_do() {
     let key = key_of(&rejecting, 0);
     let why = Skip::Restarting;
     assert_eq!(
-        rejecting.route(key, &[], true),
+        route(&rejecting, key, true),
         Route::Reject { index: 0, why }
     );
 
@@ -210,7 +218,7 @@ fn what_reject_and_next_do() {
     down.push(gone(0, 1, Skip::Restarting));
     let next = after(OnDown::Next, down);
     assert!(matches!(
-        next.route(key, &[], true),
+        route(&next, key, true),
         Route::To {
             passed: Some((0, _)),
             ..
@@ -277,7 +285,13 @@ proptest! {
             entry.skip.is_none() && !failed.contains(&entry.slot.name)
         };
         let home = known.unwrap_or_else(|| home(&now, key));
-        match now.route_home(known, AffinityKey::from_bits(key), &failed, may_hold) {
+        let asker = Asker {
+            known,
+            failed: &failed,
+            may_hold,
+            ..Asker::new(AffinityKey::from_bits(key))
+        };
+        match now.route(&asker, &now.live()) {
             Route::To { index, passed } => {
                 prop_assert!(is_usable(index));
                 prop_assert!(now.entries[index].backend.is_some());
@@ -290,6 +304,7 @@ proptest! {
             Route::Reject { index, .. } => {
                 prop_assert!(index == home && !is_usable(home) && on_down == OnDown::Reject);
             }
+            Route::Queue { .. } => prop_assert!(false, "nothing is ever full"),
             Route::Nowhere => prop_assert!(!(0..SLOTS).any(is_usable)),
         }
     }

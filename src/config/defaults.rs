@@ -9,8 +9,9 @@ use std::{
 };
 
 use super::{
-    Admin, Affinity, Check, Cluster, Contract, Cookie, Drain, Health, Key, Limits, Log, LogFormat,
-    LogLevel, OnDown, ReadyBy, SameSite, Secure, Source, Timeouts, Workers,
+    Admin, Affinity, Balance, Capacity, Check, Cluster, Contract, Cookie, Drain, Health, Key,
+    Limits, Log, LogFormat, LogLevel, OnDown, OnFull, Passive, ReadyBy, SameSite, Secure, Source,
+    Timeouts, Workers,
 };
 
 /// Where `homescar run` listens.
@@ -97,6 +98,33 @@ impl Default for Health {
     }
 }
 
+impl Default for Passive {
+    fn default() -> Self {
+        Self {
+            failures: NonZeroU32::new(5).unwrap_or(NonZeroU32::MIN),
+            window: Duration::from_secs(10),
+            failure_rate: 0.5,
+            eject: Duration::from_secs(10),
+            max_eject: Duration::from_secs(300),
+            max_share: 0.5,
+            server_errors: false,
+        }
+    }
+}
+
+impl Capacity {
+    /// This many, and all else as where nothing is written.
+    #[must_use]
+    pub const fn of(per_slot: NonZeroUsize) -> Self {
+        Self {
+            per_slot,
+            on_full: OnFull::Queue,
+            queue_length: 1024,
+            queue_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
 impl Default for Drain {
     fn default() -> Self {
         Self {
@@ -142,12 +170,12 @@ impl Cluster {
     }
 
     /// A cluster of which only the name and the source were written. Workers are checked by TCP
-    /// connect, static backends are not checked.
+    /// connect, static backends by what their clients meet.
     #[must_use]
     pub fn new(name: &str, source: Source) -> Self {
-        let health = match &source {
-            Source::Workers(_) => Some(Health::default()),
-            Source::Static(_) => None,
+        let (health, passive) = match &source {
+            Source::Workers(_) => (Some(Health::default()), None),
+            Source::Static(_) => (None, Some(Passive::default())),
         };
         Self {
             name: name.into(),
@@ -156,6 +184,10 @@ impl Cluster {
             on_down: OnDown::default(),
             send_proxy: None,
             health,
+            balance: Balance {
+                passive,
+                ..Balance::default()
+            },
             drain: Drain::default(),
             connect_timeout: Duration::from_secs(2),
             response_timeout: Some(Duration::from_secs(60)),

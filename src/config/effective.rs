@@ -1,5 +1,6 @@
 //! The whole effective configuration as a file that means the same.
 
+mod balance;
 mod http;
 
 use std::{
@@ -94,6 +95,7 @@ fn write_cluster(out: &mut String, cluster: &Cluster) -> fmt::Result {
         word::word_of(cluster.send_proxy)
     )?;
     write_health(out, cluster)?;
+    balance::write(out, &cluster.balance)?;
     http::write_drain(out, &cluster.drain)?;
     let connect = duration_of(cluster.connect_timeout);
     let response = duration_or_off(cluster.response_timeout);

@@ -251,6 +251,29 @@ impl<'a> Item<'a> {
         valid
     }
 
+    /// A number in a range, whole or not.
+    pub(super) fn number(&self, range: RangeInclusive<f64>) -> Option<f64> {
+        let typed = match self.value {
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
+            DeValue::Integer(number) => number.as_str().parse::<f64>().ok(),
+            _ => {
+                match self.as_text().map(|text| (text, text.parse::<f64>())) {
+                    Some((text, Ok(_))) => {
+                        self.fault(format!("must be a number: write {text}, not \"{text}\""));
+                    }
+                    _ => self.wrong_type("a number"),
+                }
+                return None;
+            }
+        };
+        let valid = typed.filter(|number| range.contains(number));
+        if valid.is_none() {
+            let (least, most) = (range.start(), range.end());
+            self.wrong_type(&format!("between {least} and {most}"));
+        }
+        valid
+    }
+
     /// A number of bytes in a range: `"32KiB"`, or a whole number.
     pub(super) fn bytes(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let Some(text) = self.as_text() else {

@@ -146,11 +146,13 @@ pub(super) static LIMITS: Keys = Keys {
 pub(super) static TIMEOUTS: Keys = Keys::new(&["header", "body", "keepalive", "idle"]);
 
 pub(super) static CLUSTER: Keys = Keys {
-    later: &["discover", "max_load"],
+    later: &["discover"],
     inner: &[
         ("workers", &WORKERS),
         ("affinity", &AFFINITY),
         ("health", &HEALTH),
+        ("passive", &PASSIVE),
+        ("queue", &QUEUE),
         ("drain", &DRAIN),
         ("tls", &BACKEND_TLS),
         ("timeouts", &CLUSTER_TIMEOUTS),
@@ -164,6 +166,12 @@ pub(super) static CLUSTER: Keys = Keys {
         "send_proxy",
         "tls",
         "health",
+        "passive",
+        "slow_start",
+        "max_load",
+        "max_connections_per_slot",
+        "on_full",
+        "queue",
         "drain",
         "timeouts",
     ])
@@ -207,6 +215,18 @@ pub(super) static BACKEND_TLS: Keys = Keys::new(&["ca", "name", "cert", "key"]);
 pub(super) static HEALTH: Keys = Keys::new(&[
     "tcp", "http", "ws", "expect", "interval", "timeout", "rise", "fall",
 ]);
+
+pub(super) static PASSIVE: Keys = Keys::new(&[
+    "failures",
+    "window",
+    "failure_rate",
+    "eject",
+    "max_eject",
+    "max_share",
+    "server_errors",
+]);
+
+pub(super) static QUEUE: Keys = Keys::new(&["length", "timeout"]);
 
 pub(super) static DRAIN: Keys = Keys::new(&["timeout", "spread", "close", "reason"]);
 

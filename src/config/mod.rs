@@ -7,6 +7,7 @@
 
 mod address;
 mod affinity;
+mod balance;
 mod defaults;
 mod effective;
 mod facts;
@@ -34,6 +35,7 @@ use std::{
 };
 
 pub use affinity::{Affinity, Cookie, Key, SameSite, Secure};
+pub use balance::{Balance, Capacity, OnFull, Passive};
 pub use facts::Facts;
 pub use fault::{Fault, Faults, Position};
 pub use listener::{
@@ -95,6 +97,8 @@ pub struct Cluster {
     /// Active checks. Workers are always checked (by TCP connect when nothing is said);
     /// static backends only when asked for.
     pub health: Option<Health>,
+    /// How much a slot is given, and when it is ejected.
+    pub balance: Balance,
     /// How connections of a slot that leaves are ended.
     pub drain: Drain,
     /// For a connection to a backend to be established. Default 2 s.

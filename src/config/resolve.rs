@@ -5,6 +5,7 @@
 
 mod admin;
 mod affinity;
+mod balance;
 mod cluster;
 mod direct;
 mod http;

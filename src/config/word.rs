@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use super::{
-    Contract, LogFormat, LogLevel, Mode, ProxyVersion, ReadyBy, SameSite, TlsVersion,
+    Contract, LogFormat, LogLevel, Mode, OnFull, ProxyVersion, ReadyBy, SameSite, TlsVersion,
     keys::closest, value::quoted,
 };
 
@@ -102,6 +102,14 @@ impl Word for ReadyBy {
         ("auto", Self::Auto),
         ("notify", Self::Notify),
         ("check", Self::Check),
+    ];
+}
+
+impl Word for OnFull {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("queue", Self::Queue),
+        ("next", Self::Next),
+        ("reject", Self::Reject),
     ];
 }
 

@@ -1,11 +1,14 @@
-//! Finds out whether backends are well, by asking them.
+//! Finds out whether backends are well, by asking them and by what their clients meet.
 //!
 //! The [`Checker`] follows the snapshots of a cluster and keeps one task for each backend that is
 //! to be checked; only changes of mind are reported. What follows from them (no new clients, the
-//! end of a hung worker) is not its business.
+//! end of a hung worker) is not its business. The [`Watch`] asks nobody: it looks at what clients
+//! meet.
 
 mod hysteresis;
+mod outlier;
 mod probe;
+mod watch;
 
 use std::{
     future::Future,
@@ -19,6 +22,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::Instant,
 };
+
+pub use watch::Watch;
 
 use crate::{
     cluster::{Backend, Cluster, Entry, Event, Health, Snapshot},

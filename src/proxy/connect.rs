@@ -1,4 +1,7 @@
-//! From key to an open connection: candidates in order, holding for a slot that comes back.
+//! From key to an open connection: candidates in order, holding for a slot that comes back, queueing
+//! for one that is full.
+
+mod queue;
 
 use std::{
     io::{self, ErrorKind},
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     affinity::{AffinityKey, SlotId},
-    cluster::{Cluster, Route, SlotStats, Snapshot, is_exhaustion},
+    cluster::{Asker, Cluster, Route, Skip, SlotStats, Snapshot, is_exhaustion},
     config::{Address, OnDown, ProxyVersion},
     tls::{BackendTlsError, ClientStream},
 };
@@ -126,6 +129,8 @@ pub(super) struct Search<'a> {
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
     hold_until: Option<Instant>,
+    /// Until when the client may queue; set when it first does.
+    queue_until: Option<Instant>,
     /// Connections that carried a request before will do.
     may_reuse: bool,
 }
@@ -150,6 +155,7 @@ impl<'a> Search<'a> {
             home: None,
             failed: Vec::new(),
             hold_until: (!may_hold).then(Instant::now),
+            queue_until: None,
             may_reuse: false,
         }
     }
@@ -171,11 +177,14 @@ impl<'a> Search<'a> {
     ) -> Result<Connected, CloseReason> {
         loop {
             let snapshot = self.cluster.load();
-            let home = self.home.and_then(|(id, _)| snapshot.position_of(id));
-            match snapshot.route_home(home, self.key, &self.failed, self.may_hold()) {
+            let name = |index: usize| Arc::clone(&snapshot.entries[index].slot.name);
+            match self.route(&snapshot, journey) {
                 Route::To { index, passed } => {
-                    let name = |index: usize| Arc::clone(&snapshot.entries[index].slot.name);
                     journey.passed = passed.map(|(home, why)| (name(home), why));
+                    if !queue::take_seat(&snapshot, index, journey) {
+                        // Somebody else was faster: there is another decision to make.
+                        continue;
+                    }
                     match self.try_slot(&snapshot, index, journey).await? {
                         Some(connected) => return Ok(connected),
                         None => self.note_failure(name(index))?,
@@ -183,11 +192,32 @@ impl<'a> Search<'a> {
                 }
                 // Rare and large: kept out of the size of every connection's future.
                 Route::Hold { index } => Box::pin(self.hold(&snapshot, index, journey)).await,
-                Route::Reject { .. } => return Err(CloseReason::SlotDown),
+                Route::Queue { index } => Box::pin(self.queue(&snapshot, index, journey)).await,
+                Route::Reject { index, why } => {
+                    journey.passed = Some((name(index), why));
+                    return Err(match why {
+                        Skip::Full if journey.queued.is_zero() => CloseReason::SlotFull,
+                        Skip::Full => CloseReason::QueueTimeout,
+                        _ => CloseReason::SlotDown,
+                    });
+                }
                 Route::Nowhere if self.failed.is_empty() => return Err(CloseReason::NoBackend),
                 Route::Nowhere => return Err(CloseReason::ConnectFailed),
             }
         }
+    }
+
+    /// The decision of this moment.
+    fn route(&self, snapshot: &Snapshot, journey: &Journey) -> Route {
+        let asker = Asker {
+            known: self.home.and_then(|(slot, _)| snapshot.position_of(slot)),
+            seated: queue::seated(snapshot, journey),
+            failed: &self.failed,
+            may_hold: self.may_hold(),
+            may_queue: self.may_queue(),
+            ..Asker::new(self.key)
+        };
+        snapshot.route(&asker, &snapshot.live())
     }
 
     /// Notes that a slot failed this client, also after it seemed to be connected.
@@ -248,8 +278,10 @@ impl<'a> Search<'a> {
             Err(error) if is_exhaustion(&error) && error.kind() != ErrorKind::AddrNotAvailable => {
                 Err(CloseReason::NoResources)
             }
-            Err(_) => {
-                entry.slot.stats.connect_failures.fetch_add(1, Relaxed);
+            Err(error) => {
+                if !is_exhaustion(&error) {
+                    entry.slot.stats.connect_failures.fetch_add(1, Relaxed);
+                }
                 Ok(None)
             }
         }
@@ -267,6 +299,7 @@ impl<'a> Search<'a> {
         let began = Instant::now();
         let until = *self.hold_until.get_or_insert(began + longest);
         let entry = &snapshot.entries[index];
+        journey.seat = None;
         let (_held, others) = Held::enter(&entry.slot.stats);
         if others >= MAX_HELD {
             self.hold_until = Some(began);

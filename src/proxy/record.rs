@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::{
-    cluster::{Backend, Load, Skip, Slot},
+    cluster::{Backend, Load, Seat, Skip, Slot},
     tls::HandshakeError,
 };
 
@@ -60,6 +60,11 @@ pub enum CloseReason {
     TlsOverload,
     /// The client's slot is down and `on_down` says to reject.
     SlotDown,
+    /// The client's slot has all the clients that it may have, as has every other one that would
+    /// do, and there is no room to wait.
+    SlotFull,
+    /// It waited for a seat in its slot, and got none in time.
+    QueueTimeout,
     /// No slot takes clients.
     NoBackend,
     /// No backend that was tried could be connected to.
@@ -106,6 +111,8 @@ impl CloseReason {
             Self::TlsHandshake(_) => "tls_handshake",
             Self::TlsOverload => "tls_overload",
             Self::SlotDown => "slot_down",
+            Self::SlotFull => "slot_full",
+            Self::QueueTimeout => "queue_timeout",
             Self::NoBackend => "no_backend",
             Self::ConnectFailed => "connect_failed",
             Self::NoResources => "no_resources",
@@ -149,6 +156,8 @@ impl CloseReason {
             | Self::HeaderUntrusted
             | Self::TlsOverload
             | Self::SlotDown
+            | Self::SlotFull
+            | Self::QueueTimeout
             | Self::NoBackend
             | Self::NoResources => "proxy",
         }
@@ -183,6 +192,10 @@ pub(super) struct Journey {
     pub(super) passed: Option<(Arc<str>, Skip)>,
     /// How long it was held for its slot.
     pub(super) held: Duration,
+    /// How long it queued for a seat.
+    pub(super) queued: Duration,
+    /// Its seat in the slot, where seats are counted.
+    pub(super) seat: Option<Seat>,
 }
 
 /// The backend of a connection. Counts itself in the slot, and in the generation, while it is held.
@@ -227,7 +240,13 @@ impl ConnectionRecord {
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         let Traffic { up, down } = self.traffic;
-        let Journey { home, passed, held } = &self.journey;
+        let Journey {
+            home,
+            passed,
+            held,
+            queued,
+            seat: _,
+        } = &self.journey;
         if let Some(home) = home {
             home.count(self.traffic, self.reason.ended());
         }
@@ -245,6 +264,7 @@ impl Drop for ConnectionRecord {
             passed = passed.as_ref().map(|(slot, _)| &**slot),
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),
+            queued_ms = (!queued.is_zero()).then(|| millis(*queued)),
             by = self.reason.by(),
             reason = self.reason.as_str(),
             detail = self.reason.detail(),
@@ -279,6 +299,11 @@ impl Home {
     /// What its generation carries.
     pub(super) fn load(&self) -> &Arc<Load> {
         &self.backend.load
+    }
+
+    /// Counts a failure of it.
+    pub(super) fn failed(&self) {
+        self.slot.stats.failures.fetch_add(1, Relaxed);
     }
 
     /// Counts what was carried to and from it, and how that ended.

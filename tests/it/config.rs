@@ -8,8 +8,8 @@ use std::{
 };
 
 use homescar::config::{
-    Bind, Check, Config, Contract, Facts, Fault, Key, Log, LogFormat, LogLevel, OnDown, Position,
-    RunOptions, Source,
+    Balance, Bind, Check, Config, Contract, Facts, Fault, Key, Log, LogFormat, LogLevel, OnDown,
+    OnFull, Passive, Position, RunOptions, Source,
 };
 use proptest::prelude::*;
 
@@ -141,6 +141,10 @@ affinity = { key = "address", prefix_v4 = 32, prefix_v6 = 64, seed = 0 }
 on_down = "hold 2s"
 send_proxy = "off"
 health = { tcp = true, interval = "1s", timeout = "500ms", rise = 2, fall = 3 }
+passive = "off"
+slow_start = "off"
+max_load = "off"
+max_connections_per_slot = "off"
 drain = { timeout = "30s", spread = "10s", close = 1012, reason = "" }
 timeouts = { connect = "2s", response = "1m" }
 
@@ -249,6 +253,17 @@ fn what_is_written_is_what_is_used() {
     let check = &cluster.health.as_ref().unwrap().check;
     let path = "/health?full=1".to_owned();
     assert_eq!(*check, Check::Http { path, expect: 204 });
+
+    let clusters = &valid("balance.toml").clusters;
+    let balance = &clusters[0].balance;
+    let capacity = balance.capacity.as_ref().unwrap();
+    assert_eq!((capacity.per_slot.get(), capacity.queue_length), (10, 0));
+    assert_eq!(capacity.on_full, OnFull::Next);
+    assert_eq!(balance.max_load, Some(2.0));
+    assert!(balance.passive.as_ref().unwrap().server_errors);
+    assert_eq!(clusters[1].balance, Balance::default());
+    let of_workers = clusters[2].balance.passive.clone();
+    assert_eq!(of_workers, Some(Passive::default()), "when it is asked for");
 
     let listener = &valid("proxy_protocol.toml").listeners[0];
     let trusted: Vec<_> = listener.trusted.iter().map(ToString::to_string).collect();

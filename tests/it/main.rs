@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+mod capacity;
 mod commands;
 mod config;
 mod death;
@@ -30,7 +31,9 @@ mod http_slow;
 mod http_table;
 mod kernel;
 mod languages;
+mod load;
 mod node;
+mod passive;
 mod pause;
 mod proxy_header;
 mod real_clients;

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use super::Context;
+use super::{Context, balance};
 use crate::config::{
     Check, Cluster, Drain, Health, Source, StaticBackend, address, defaults,
     file::{Entry, Item, Section},
@@ -45,6 +45,7 @@ impl Context<'_> {
             on_down: on_down.unwrap_or(default.on_down),
             send_proxy: send_proxy.unwrap_or(default.send_proxy),
             health,
+            balance: balance::balance(&section, default.balance),
             drain: drain(&section),
             connect_timeout: connect.unwrap_or(default.connect_timeout),
             response_timeout: response.unwrap_or(default.response_timeout),
@@ -136,7 +137,7 @@ fn static_backend(item: &Item<'_>) -> Option<StaticBackend> {
     })
 }
 
-fn non_zero(item: &Item<'_>, most: u64) -> Option<NonZeroU32> {
+pub(super) fn non_zero(item: &Item<'_>, most: u64) -> Option<NonZeroU32> {
     let number = u32::try_from(item.integer(1..=most)?).ok()?;
     NonZeroU32::new(number)
 }

@@ -83,6 +83,11 @@ fn unfit(cluster: &Cluster, listener: &Listener) -> Option<String> {
             "direct mode can send no PROXY header: remove cluster.{name}.send_proxy, or say mode = \
              \"tcp\""
         ))
+    } else if let Some(key) = uncountable(cluster) {
+        Some(format!(
+            "in direct mode the kernel hands connections to the worker and homescar counts none: \
+             remove cluster.{name}.{key}, or say mode = \"tcp\""
+        ))
     } else if cluster.affinity.key != Key::Address {
         Some(format!(
             "direct mode goes by the client's address: say cluster.{name}.affinity.key = \"address\", \
@@ -98,6 +103,22 @@ fn unfit(cluster: &Cluster, listener: &Listener) -> Option<String> {
             "listener.{}.probes leaves no room for {count} loopback addresses; choose a lower one",
             listener.name
         ))
+    } else {
+        None
+    }
+}
+
+/// A key that needs homescar to see each connection.
+const fn uncountable(cluster: &Cluster) -> Option<&'static str> {
+    let balance = &cluster.balance;
+    if balance.passive.is_some() {
+        Some("passive")
+    } else if balance.slow_start.is_some() {
+        Some("slow_start")
+    } else if balance.max_load.is_some() {
+        Some("max_load")
+    } else if balance.capacity.is_some() {
+        Some("max_connections_per_slot")
     } else {
         None
     }

@@ -123,6 +123,16 @@ impl Destination {
         self.cluster.load().config.response_timeout
     }
 
+    /// Whether a response's status counts against the slot. A WebSocket may be refused as the
+    /// application likes.
+    pub(super) fn is_failure(&self, status: u16, terms: &Terms) -> bool {
+        status >= 500 && terms.websocket.is_none() && {
+            let snapshot = self.cluster.load();
+            let passive = snapshot.config.balance.passive.as_ref();
+            passive.is_some_and(|passive| passive.server_errors)
+        }
+    }
+
     /// The cluster as configured now.
     pub(super) fn config(&self) -> Arc<config::Cluster> {
         Arc::clone(&self.cluster.load().config)

@@ -98,6 +98,18 @@ pub(super) enum End {
     Idle,
 }
 
+impl End {
+    /// Whether the backend is to blame. A connection on which it has answered before it may end at
+    /// any time.
+    pub(super) const fn is_failure(self, is_reused: bool) -> bool {
+        match self {
+            Self::BackendGone => !is_reused,
+            Self::NotHttp | Self::ResponseTimeout => true,
+            _ => false,
+        }
+    }
+}
+
 impl Upload {
     pub(super) fn new(terms: &Terms, limit: Option<u64>) -> Self {
         Self {

@@ -206,6 +206,7 @@ impl<S: Side> Carriage<'_, S> {
             return Attempt::Over(self.answer(503, Outcome::new("proxy", "no_backend")));
         };
         self.ticket.goes_to(home, destination.key());
+        let is_reused = connected.is_reused;
         let extra = destination.extra(&self.record.id, home);
         let may_stay = !self.ticket.farewell().was_said();
         let lesson = destination.lesson(home);
@@ -233,6 +234,9 @@ impl<S: Side> Carriage<'_, S> {
             up: self.upload.bytes,
             down: bytes,
         };
+        if end.is_failure(is_reused) || destination.is_failure(status, &self.terms) {
+            home.failed();
+        }
         match end {
             End::BackendGone if may_retry && backend.is_silent() => {
                 backend.out.rewind();

@@ -122,7 +122,13 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let Traffic { up, down } = self.traffic;
-        let Journey { home, passed, held } = &self.journey;
+        let Journey {
+            home,
+            passed,
+            held,
+            queued,
+            seat: _,
+        } = &self.journey;
         if let Some(home) = home {
             home.count(self.traffic, self.ended());
         }
@@ -149,6 +155,7 @@ impl Drop for RequestRecord {
             passed = passed.as_ref().map(|(slot, _)| &**slot),
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),
+            queued_ms = (!queued.is_zero()).then(|| millis(*queued)),
             closed_by = self.tunnel.as_ref().and_then(|end| end.closed_by),
             code = self.tunnel.as_ref().and_then(|end| end.code),
             frames_up = self.tunnel.as_ref().map(|end| end.frames_up),

@@ -290,6 +290,9 @@ impl Errand<'_> {
         let end = exchange.run().await;
         self.answer = exchange.answer.take();
         let (status, down) = (exchange.download.status, exchange.download.bytes);
+        if end.is_failure(connected.is_reused) || destination.is_failure(status, &self.terms) {
+            home.failed();
+        }
         let backend = exchange.backend;
         if end == End::BackendGone && may_retry && backend.is_silent() {
             let mut out = backend.out;

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod homescar;
 mod log;
