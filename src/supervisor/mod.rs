@@ -168,16 +168,14 @@ impl Supervisor {
             parallel,
             reason,
             progress,
-            stop.clone(),
+            (stop.clone(), ended.clone().drop_guard()),
         );
-        let at_end = ended.clone().drop_guard();
         drop(self.tasks.spawn(async move {
             if let Some(before) = before {
                 before.stop.cancel();
                 before.ended.cancelled().await;
             }
             roll.await;
-            drop(at_end);
         }));
         self.rollout = Some(Rollout { ended, stop });
         receipts

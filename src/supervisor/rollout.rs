@@ -6,7 +6,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use super::receipt::{Outcome, SlotReceipt};
@@ -38,14 +38,14 @@ pub(super) struct Participant {
 }
 
 /// Replaces the workers of these slots, at most `parallel` at a time, and tells what came of each.
-/// The first that fails is the last that is begun; `stop` ends it after those that are under way.
+/// The first that fails is the last that is begun; `stop` ends it after those that are under way, and `ended` is dropped at its end.
 pub(super) async fn roll(
     cluster: Arc<str>,
     slots: Vec<Participant>,
     parallel: NonZeroUsize,
     reason: Reason,
     progress: mpsc::Sender<SlotReceipt>,
-    stop: CancellationToken,
+    (stop, ended): (CancellationToken, DropGuard),
 ) {
     let mut waiting = slots.into_iter();
     let mut under_way = JoinSet::new();
@@ -68,6 +68,7 @@ pub(super) async fn roll(
         let receipt = SlotReceipt::untouched(&slot.slot, "another slot was not replaced");
         let _nobody_looks = progress.send(receipt).await;
     }
+    drop(ended);
     match failed {
         true => warn!(
             %cluster,

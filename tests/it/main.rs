@@ -33,6 +33,7 @@ mod kernel;
 mod languages;
 mod load;
 mod node;
+mod operate;
 mod passive;
 mod pause;
 mod proxy_header;

@@ -89,9 +89,11 @@ impl Departure {
             Key::Address | Key::Header(_) | Key::None => Duration::ZERO,
         };
         let deadline = Instant::now() + config.drain.timeout;
-        let mut empty_since = None;
+        let (mut empty_since, mut ended) = (None, 0);
         loop {
-            if load.active.load(Relaxed) > 0 {
+            // What came and went between two looks was there too.
+            let before = std::mem::replace(&mut ended, load.ended.load(Relaxed));
+            if load.active.load(Relaxed) > 0 || before != ended {
                 empty_since = None;
             } else if empty_since.get_or_insert_with(Instant::now).elapsed() >= away {
                 break;

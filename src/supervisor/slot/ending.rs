@@ -66,6 +66,15 @@ impl SlotTask {
     }
 }
 
+/// Waits until clients are sent to this generation.
+pub(super) async fn stands_there(cluster: &Cluster, slot: &str, generation: u32) {
+    let is_so = |snapshot: &Snapshot| {
+        let backend = snapshot.entry(slot).and_then(|e| e.backend.as_ref());
+        backend.is_none_or(|backend| backend.generation == generation)
+    };
+    let _late = cluster.wait_until(TAKEN_OUT_WITHIN, is_so).await;
+}
+
 /// Reports that a generation is leaving, and waits until no snapshot sends clients to it.
 pub(super) async fn take_out(
     cluster: &Cluster,

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::{
     Orders, SlotTask,
     departure::Departure,
+    ending::stands_there,
     noticed,
     waits::{exited, told},
 };
@@ -162,6 +163,8 @@ impl SlotTask {
         let (number, pid) = (generation.number, generation.pid);
         let limits = generation.limits();
         self.cluster.report(generation.replaced()).await;
+        // From then on nobody is sent to the present one.
+        stands_there(&self.cluster, &self.name, number).await;
         let Some(old) = self.running.replace(generation) else {
             return Vec::new();
         };
