@@ -172,6 +172,7 @@ impl App {
         let home = Arc::new(Home::new(exe)?);
         let default = Facts::of_this_process().socket;
         let bound = admin::Bound::bind(&config.admin, &default, home.dir())?;
+        crate::proxy::write_records(config.log.records);
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let path = file.as_ref().map(|file| file.path.clone());
         let board = Arc::new(Board::new(path, Arc::clone(&plane)));

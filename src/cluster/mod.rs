@@ -11,6 +11,7 @@ mod exhaustion;
 mod route;
 mod slot;
 mod snapshot;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,10 @@ pub use exhaustion::is_exhaustion;
 pub use route::Route;
 pub use slot::{Backend, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
+pub use stats::{
+    AffinityStats, CheckResult, CheckStats, ExitKind, StartReason, StateStats, StopReason,
+    WorkerStats,
+};
 
 use crate::{config, tls::Connector};
 

@@ -6,8 +6,12 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use super::{Backlog, Health};
-use crate::{affinity::SlotId, config::Address};
+use super::{AffinityStats, Backlog, CheckStats, Health, StateStats, WorkerStats};
+use crate::{
+    affinity::SlotId,
+    config::Address,
+    metrics::{Histogram, Waits},
+};
 
 /// A stable home inside a cluster. Clients hash to its name, and to nothing else of it.
 #[derive(Debug)]
@@ -37,6 +41,16 @@ pub struct SlotStats {
     pub bytes_up: AtomicU64,
     /// Bytes to clients.
     pub bytes_down: AtomicU64,
+    /// Whose clients they were.
+    pub affinity: AffinityStats,
+    /// What it took to connect to it, TLS included.
+    pub connect: Histogram<Waits>,
+    /// Active checks.
+    pub checks: CheckStats,
+    /// Its changes.
+    pub states: StateStats,
+    /// Its processes.
+    pub worker: WorkerStats,
 }
 
 /// What stands in a slot: one generation.
@@ -80,6 +94,22 @@ pub enum Skip {
 }
 
 impl Skip {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Restarting,
+        Self::CrashLoop,
+        Self::Stopping,
+        Self::Unhealthy,
+        Self::Unresponsive,
+        Self::ConnectFailed,
+    ];
+
+    /// Its position among all.
+    pub(super) const fn number(self) -> usize {
+        self as usize
+    }
+
     /// The name that shows in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

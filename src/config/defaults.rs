@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Admin, Affinity, Check, Cluster, Contract, Cookie, Drain, Health, Key, Limits, Log, LogFormat,
-    LogLevel, OnDown, ReadyBy, SameSite, Secure, Source, Timeouts, Workers,
+    LogLevel, OnDown, ReadyBy, Records, SameSite, Secure, Source, Timeouts, Workers,
 };
 
 /// Where `homescar run` listens.
@@ -121,6 +121,7 @@ impl Default for Log {
         Self {
             format: LogFormat::Text,
             level: LogLevel::Info,
+            records: Records::ALL,
         }
     }
 }

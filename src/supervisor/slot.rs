@@ -1,5 +1,6 @@
 //! The task of one slot: carries out what [`Worker`] decides, and tells it what happens.
 
+mod counts;
 mod notices;
 mod retiring;
 mod rolling;
@@ -37,7 +38,7 @@ use super::{
     worker::{Action, Event, Limits, Why, Worker},
 };
 use crate::{
-    cluster::{self, Cluster, Skip, SlotStats, Snapshot},
+    cluster::{self, Cluster, ExitKind, Skip, SlotStats, Snapshot, StartReason},
     config::Workers,
 };
 
@@ -248,8 +249,15 @@ impl SlotTask {
         let Orders {
             workers, entrances, ..
         } = self.orders.borrow().clone();
-        let generation =
+        let mut generation =
             Generation::spawn(&self.home, &mut self.room, number, workers, &entrances)?;
+        let is_first = number == 1;
+        let why = if is_first {
+            StartReason::First
+        } else {
+            StartReason::Restart
+        };
+        self.count_start(&mut generation, why);
         let generation = self.running.insert(generation);
         self.cluster.report(generation.started()).await;
         Ok(generation.limits())
@@ -260,6 +268,9 @@ impl SlotTask {
     }
 
     fn not_spawned(&self, error: &io::Error) -> Ended {
+        if let Some(stats) = self.counters() {
+            stats.worker.exited(ExitKind::Unknown);
+        }
         Ended {
             generation: self.last.load(Ordering::Relaxed),
             pid: None,
@@ -285,6 +296,7 @@ impl SlotTask {
                 // One that took another's place was so before.
                 if !std::mem::replace(&mut generation.was_ready, true) {
                     report::booted(&slot, number, generation.pid, after);
+                    self.count_ready(after);
                 }
             }
             Action::End { why, grace } => {
@@ -302,6 +314,9 @@ impl SlotTask {
                     (why, detail),
                     grace,
                 );
+                if let Some(stats) = &generation.stats {
+                    stats.worker.stops(why.counted());
+                }
                 if why != Why::Itself {
                     generation.told_to_end = true;
                     generation.term();
@@ -381,6 +396,9 @@ impl SlotTask {
             Skip::Restarting
         };
         report::ended(&self.name, &ended, verdict);
+        if let Some(stats) = self.counters() {
+            stats.worker.waits(verdict.delay);
+        }
         self.gone(ended.generation, why).await;
     }
 

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{Orders, SlotTask, Want, exited, noticed, told};
 use crate::{
+    cluster::{StartReason, StopReason},
     config::{Contract, ReadyBy, Workers},
     supervisor::{
         generation::Generation,
@@ -131,7 +132,8 @@ impl SlotTask {
             &entrances,
         );
         match spawned {
-            Ok(generation) => {
+            Ok(mut generation) => {
+                self.count_start(&mut generation, StartReason::Replacement);
                 info!(
                     slot = %self.name, generation = number, pid = generation.pid,
                     "{}: the workers' configuration has changed, and the next generation starts \
@@ -183,6 +185,7 @@ impl SlotTask {
         (generation.said_ready, generation.was_ready) = (true, true);
         let (number, pid) = (generation.number, generation.pid);
         let limits = generation.limits();
+        self.count_ready(began.elapsed());
         self.cluster.report(generation.replaced()).await;
         let Some(old) = self.running.replace(generation) else {
             return Vec::new();
@@ -316,6 +319,9 @@ async fn leave(
 ) {
     let mut old = old;
     old.told_to_end = true;
+    if let Some(stats) = &old.stats {
+        stats.worker.stops(StopReason::Asked);
+    }
     let stop = old.limits().stop;
     let mut asked = old.channel.as_mut().is_some_and(Channel::ask_to_disconnect);
     let mut by = Instant::now() + if asked { drain } else { stop };
