@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::body::Incoming;
@@ -15,18 +15,21 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Board, Demand, Phase, Refused,
     demand::Answer,
+    metrics,
     token::Token,
     view::{self, Done},
 };
+use crate::metrics::Format;
 
 /// The body of an answer; some come piece by piece.
 pub(super) type Body = BoxBody<Bytes, io::Error>;
 
 /// All that there is, with the method of each.
-const PATHS: [(&str, Method); 6] = [
+const PATHS: [(&str, Method); 7] = [
     ("/live", Method::GET),
     ("/ready", Method::GET),
     ("/status", Method::GET),
+    ("/metrics", Method::GET),
     ("/openapi.json", Method::GET),
     ("/reload", Method::POST),
     ("/stop", Method::POST),
@@ -70,6 +73,7 @@ pub(super) async fn answer(
         "/live" => text(StatusCode::OK, "live\n"),
         "/ready" => readiness(board),
         "/status" => json(StatusCode::OK, &view::Status::of(board).await),
+        "/metrics" => measured(board, &request).await,
         "/openapi.json" => json(StatusCode::OK, &super::openapi::document()),
         "/reload" => done(ask(demands, Demand::Reload).await, "reloaded"),
         _ => done(ask(demands, Demand::Stop).await, "ending"),
@@ -90,6 +94,17 @@ fn readiness(board: &Board) -> Response<Body> {
             StatusCode::SERVICE_UNAVAILABLE,
             "a cluster has no slot that takes clients\n",
         ),
+    }
+}
+
+/// The page of metrics, as its reader likes it.
+async fn measured(board: &Arc<Board>, request: &Request<Incoming>) -> Response<Body> {
+    let accept = request.headers().get(ACCEPT);
+    let accept = accept.and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accept.unwrap_or_default());
+    match metrics::page(board, format).await {
+        Ok(page) => respond(StatusCode::OK, format.content_type(), page),
+        Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
     }
 }
 

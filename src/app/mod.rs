@@ -243,7 +243,10 @@ impl App {
                         break;
                     }
                 }
-                () = self.certificates.next_look() => self.certificates.look(),
+                () = self.certificates.next_look() => {
+                    self.certificates.look();
+                    self.board.show_certificates(self.certificates.on_show());
+                }
             }
         }
         self.drain(inbox).await;
@@ -265,6 +268,7 @@ impl App {
         let clusters = self.clusters.values();
         let clusters = clusters.map(|running| running.cluster().clone());
         self.board.show(places.collect(), clusters.collect());
+        self.board.show_certificates(self.certificates.on_show());
     }
 
     /// What leads to the workers of a cluster; `groups` are the addresses that no door has yet.
