@@ -38,7 +38,7 @@ use super::{
     worker::{Action, Event, Limits, Why, Worker},
 };
 use crate::{
-    cluster::{self, Cluster, ExitKind, Skip, SlotStats, Snapshot, StartReason},
+    cluster::{self, Cluster, Skip, SlotStats, Snapshot},
     config::Workers,
 };
 
@@ -251,13 +251,7 @@ impl SlotTask {
         } = self.orders.borrow().clone();
         let mut generation =
             Generation::spawn(&self.home, &mut self.room, number, workers, &entrances)?;
-        let is_first = number == 1;
-        let why = if is_first {
-            StartReason::First
-        } else {
-            StartReason::Restart
-        };
-        self.count_start(&mut generation, why);
+        self.count_start(&mut generation, false);
         let generation = self.running.insert(generation);
         self.cluster.report(generation.started()).await;
         Ok(generation.limits())
@@ -268,9 +262,7 @@ impl SlotTask {
     }
 
     fn not_spawned(&self, error: &io::Error) -> Ended {
-        if let Some(stats) = self.counters() {
-            stats.worker.exited(ExitKind::Unknown);
-        }
+        self.count_failed_start();
         Ended {
             generation: self.last.load(Ordering::Relaxed),
             pid: None,
@@ -314,9 +306,7 @@ impl SlotTask {
                     (why, detail),
                     grace,
                 );
-                if let Some(stats) = &generation.stats {
-                    stats.worker.stops(why.counted());
-                }
+                generation.count_stop(why.counted());
                 if why != Why::Itself {
                     generation.told_to_end = true;
                     generation.term();
@@ -396,9 +386,7 @@ impl SlotTask {
             Skip::Restarting
         };
         report::ended(&self.name, &ended, verdict);
-        if let Some(stats) = self.counters() {
-            stats.worker.waits(verdict.delay);
-        }
+        self.count_wait(verdict.delay);
         self.gone(ended.generation, why).await;
     }
 

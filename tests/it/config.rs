@@ -9,7 +9,7 @@ use std::{
 
 use homescar::config::{
     Bind, Check, Config, Contract, Facts, Fault, Key, Log, LogFormat, LogLevel, OnDown, Position,
-    RunOptions, Source,
+    Records, RunOptions, Source,
 };
 use proptest::prelude::*;
 
@@ -163,6 +163,7 @@ socket = "/run/homescar.sock"
 [log]
 format = "text"
 level = "info"
+records = "all"
 "#;
     assert_eq!(config.to_toml(), expected);
 }
@@ -416,6 +417,7 @@ fn run_takes_what_it_is_told() {
         log: Log {
             format: LogFormat::Json,
             level: LogLevel::Debug,
+            records: Records::ALL,
         },
         ..run_options()
     };

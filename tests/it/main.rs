@@ -27,6 +27,7 @@ mod http_slow;
 mod http_table;
 mod kernel;
 mod languages;
+mod metrics;
 mod node;
 mod pause;
 mod proxy_header;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::SlotTask;
 use crate::{
-    cluster::{SlotStats, StartReason},
+    cluster::{ExitKind, SlotStats, StartReason, StopReason},
     supervisor::generation::Generation,
 };
 
@@ -17,8 +17,14 @@ impl SlotTask {
         stats.or_else(|| self.stats.clone())
     }
 
-    /// Counts a generation that was started, and has it count its end.
-    pub(super) fn count_start(&self, generation: &mut Generation, why: StartReason) {
+    /// Counts a generation that was started, `beside` the present one or not, and has it count its
+    /// end.
+    pub(super) fn count_start(&self, generation: &mut Generation, beside: bool) {
+        let why = match (beside, generation.number) {
+            (true, _) => StartReason::Replacement,
+            (false, 1) => StartReason::First,
+            (false, _) => StartReason::Restart,
+        };
         let Some(stats) = self.counters() else {
             return;
         };
@@ -26,10 +32,33 @@ impl SlotTask {
         generation.stats = Some(stats);
     }
 
+    /// Counts a generation that could not be started.
+    pub(super) fn count_failed_start(&self) {
+        if let Some(stats) = self.counters() {
+            stats.worker.exited(ExitKind::Unknown);
+        }
+    }
+
+    /// Notes how long the next generation is waited for.
+    pub(super) fn count_wait(&self, backoff: Duration) {
+        if let Some(stats) = self.counters() {
+            stats.worker.waits(backoff);
+        }
+    }
+
     /// Counts how long a generation took to become ready.
     pub(super) fn count_ready(&self, after: Duration) {
         if let Some(stats) = self.counters() {
             stats.worker.ready.observe(after);
+        }
+    }
+}
+
+impl Generation {
+    /// Counts that its end has begun.
+    pub(super) fn count_stop(&self, why: StopReason) {
+        if let Some(stats) = &self.stats {
+            stats.worker.stops(why);
         }
     }
 }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::{Orders, SlotTask, Want, exited, noticed, told};
 use crate::{
-    cluster::{StartReason, StopReason},
+    cluster::StopReason,
     config::{Contract, ReadyBy, Workers},
     supervisor::{
         generation::Generation,
@@ -133,7 +133,7 @@ impl SlotTask {
         );
         match spawned {
             Ok(mut generation) => {
-                self.count_start(&mut generation, StartReason::Replacement);
+                self.count_start(&mut generation, true);
                 info!(
                     slot = %self.name, generation = number, pid = generation.pid,
                     "{}: the workers' configuration has changed, and the next generation starts \
@@ -319,9 +319,7 @@ async fn leave(
 ) {
     let mut old = old;
     old.told_to_end = true;
-    if let Some(stats) = &old.stats {
-        stats.worker.stops(StopReason::Asked);
-    }
+    old.count_stop(StopReason::Asked);
     let stop = old.limits().stop;
     let mut asked = old.channel.as_mut().is_some_and(Channel::ask_to_disconnect);
     let mut by = Instant::now() + if asked { drain } else { stop };
