@@ -3,8 +3,11 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    hash::Hasher as _,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
+
+use siphasher::sip::SipHasher13;
 
 use super::{
     super::{Board, standing},
@@ -39,6 +42,18 @@ pub(super) fn write(
         "homescar_cluster_snapshot",
         "The number of the cluster's routing state; it grows with every change.",
         snapshots,
+    )?;
+    let tables = slots.0.iter().map(|(name, snapshot)| {
+        let entries = snapshot.entries.iter();
+        let slots = entries.map(|entry| (&*entry.slot.name, entry.slot.weight.get()));
+        let labels: Labels<'_, 1> = [("cluster", name)];
+        (labels, fingerprint(snapshot.config.affinity.seed, slots))
+    });
+    page.gauge(
+        "homescar_table_fingerprint",
+        "A number made of the seed and the slots with their weights: homescars that show the same \
+         send a client to the same slot.",
+        tables,
     )?;
     slots.states(page)?;
     slots.traffic(page, usages)?;
@@ -304,7 +319,42 @@ impl Slots<'_> {
     }
 }
 
+/// In whatever order the slots stand; as large as a page can show exactly.
+fn fingerprint<'a>(seed: impl Into<u64>, slots: impl Iterator<Item = (&'a str, u32)>) -> u64 {
+    const BITS: u32 = 48;
+    let mut slots: Vec<_> = slots.collect();
+    slots.sort_unstable();
+    let mut hasher = SipHasher13::new();
+    hasher.write_u64(seed.into());
+    for (name, weight) in slots {
+        hasher.write_u64(name.len() as u64);
+        hasher.write(name.as_bytes());
+        hasher.write_u32(weight);
+    }
+    hasher.finish() >> (u64::BITS - BITS)
+}
+
 const fn with<'a>(labels: OfSlot<'a>, name: &'static str, value: &'a str) -> OfKind<'a> {
     let [cluster, slot] = labels;
     [cluster, slot, (name, value)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_slots_have_the_same_fingerprint_in_any_order() {
+        let of = |seed: u64, slots: &[(&str, u32)]| fingerprint(seed, slots.iter().copied());
+        let both = of(0, &[("a", 1), ("b", 2)]);
+        assert_eq!(both, of(0, &[("b", 2), ("a", 1)]));
+        for other in [
+            of(1, &[("a", 1), ("b", 2)]),
+            of(0, &[("a", 2), ("b", 2)]),
+            of(0, &[("a", 1)]),
+            of(0, &[("ab", 1), ("", 2)]),
+        ] {
+            assert_ne!(both, other);
+        }
+    }
 }
