@@ -57,14 +57,15 @@
 //! | room | may use |
 //! |---|---|
 //! | [`affinity`] | nothing of ours |
+//! | [`metrics`] | nothing of ours |
 //! | [`config`] | nothing of ours |
 //! | [`log`] | `config` |
 //! | [`tls`] | `config` |
 //! | [`cluster`] | `affinity`, `config`, `tls` |
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls` |
-//! | [`proxy`] | `cluster`, `affinity`, `config`, `tls` |
+//! | [`proxy`] | `cluster`, `affinity`, `config`, `metrics`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config` |
-//! | [`admin`] | `cluster`, `config`, `direct`, `proxy`, `supervisor` |
+//! | [`admin`] | `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
 //! | [`cli`] | `admin`, `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |
@@ -93,6 +94,7 @@ pub mod demo;
 pub mod direct;
 pub mod health;
 pub mod log;
+pub mod metrics;
 pub mod proxy;
 pub mod supervisor;
 pub mod tls;

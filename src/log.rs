@@ -29,6 +29,7 @@ use crate::config::{self, LogFormat, LogLevel};
 /// Lines that may wait to be written; more are dropped and counted.
 const QUEUE: usize = 16 * 1024;
 
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 
 /// Keeps the log's writer alive; what is queued is written when it is dropped.
@@ -48,6 +49,7 @@ impl Log {
             .thread_name("log")
             .finish(io::stderr());
         let dropped = writer.error_counter();
+        let _set_before = DROPPED.set(dropped.clone());
         let (filter, level) = reload::Layer::new(level_filter(config.level));
         let lines = tracing_subscriber::fmt::layer().with_writer(writer);
         let lines = match config.format {
@@ -91,6 +93,14 @@ impl Log {
             }
         }
     }
+}
+
+/// Lines that were dropped so far, as they came faster than they could be written.
+#[must_use]
+pub fn dropped_lines() -> u64 {
+    DROPPED
+        .get()
+        .map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// Changes the level of the running log.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
@@ -19,10 +19,11 @@ use tokio::{
 use super::{
     Board, Demand, Phase, Refused,
     demand::Answer,
+    metrics,
     token::Token,
     view::{self, Done, Receipt, Step},
 };
-use crate::{cluster::AdminState, supervisor::Outcome};
+use crate::{cluster::AdminState, metrics::Format, supervisor::Outcome};
 
 /// The body of an answer; some come piece by piece.
 pub(super) type Body = BoxBody<Bytes, io::Error>;
@@ -33,10 +34,11 @@ const LONGEST_BODY: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All that there is, with the method of each.
-const PATHS: [(&str, Method); 9] = [
+const PATHS: [(&str, Method); 10] = [
     ("/live", Method::GET),
     ("/ready", Method::GET),
     ("/status", Method::GET),
+    ("/metrics", Method::GET),
     ("/openapi.json", Method::GET),
     ("/restart", Method::POST),
     ("/scale", Method::POST),
@@ -83,6 +85,7 @@ pub(super) async fn answer(
         "/live" => text(StatusCode::OK, "live\n"),
         "/ready" => readiness(board),
         "/status" => json(StatusCode::OK, &view::Status::of(board).await),
+        "/metrics" => measured(board, &request).await,
         "/openapi.json" => json(StatusCode::OK, &super::openapi::document()),
         "/restart" => restart(request, demands)
             .await
@@ -112,6 +115,17 @@ fn readiness(board: &Board) -> Response<Body> {
             StatusCode::SERVICE_UNAVAILABLE,
             "a cluster has no slot that takes clients\n",
         ),
+    }
+}
+
+/// The page of metrics, as its reader likes it.
+async fn measured(board: &Arc<Board>, request: &Request<Incoming>) -> Response<Body> {
+    let accept = request.headers().get(ACCEPT);
+    let accept = accept.and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accept.unwrap_or_default());
+    match metrics::page(board, format).await {
+        Ok(page) => respond(StatusCode::OK, format.content_type(), page),
+        Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
     }
 }
 

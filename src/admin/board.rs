@@ -18,6 +18,7 @@ use crate::{
     cluster::Cluster,
     config::Mode,
     direct::Direct,
+    metrics::{Histogram, Waits},
     proxy::{DataPlane, Listener},
 };
 
@@ -30,6 +31,11 @@ pub struct Board {
     plane: Arc<DataPlane>,
     is_draining: AtomicBool,
     reloads: Mutex<Reloads>,
+    /// When the configuration in use was taken on.
+    configured: Mutex<SystemTime>,
+    certificates: ArcSwap<Vec<Certificate>>,
+    /// How late the control plane comes to what is due.
+    lag: Histogram<Waits>,
     now: ArcSwap<Now>,
 }
 
@@ -38,6 +44,19 @@ pub struct Board {
 struct Now {
     places: Vec<Place>,
     clusters: Vec<Cluster>,
+}
+
+/// A certificate at work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whether a `listener` or a `cluster` shows it.
+    pub kind: &'static str,
+    /// The name of that.
+    pub owner: String,
+    /// The first DNS name that it is for, or its file.
+    pub name: String,
+    /// The last moment of its time.
+    pub not_after: SystemTime,
 }
 
 /// A listener at work.
@@ -81,6 +100,9 @@ impl Board {
             plane,
             is_draining: AtomicBool::new(false),
             reloads: Mutex::default(),
+            configured: Mutex::new(SystemTime::now()),
+            certificates: ArcSwap::default(),
+            lag: Histogram::default(),
             now: ArcSwap::default(),
         }
     }
@@ -94,11 +116,37 @@ impl Board {
     pub fn reloaded(&self, how: Result<(), String>) {
         let mut reloads = self.reloads();
         match &how {
-            Ok(()) => reloads.succeeded += 1,
+            Ok(()) => {
+                reloads.succeeded += 1;
+                *self
+                    .configured
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+            }
             Err(_) => reloads.failed += 1,
         }
         reloads.last = Some(unix_seconds(SystemTime::now()));
         reloads.error = how.err();
+    }
+
+    /// Shows which certificates are in use from now on.
+    pub fn show_certificates(&self, certificates: Vec<Certificate>) {
+        self.certificates.store(Arc::new(certificates));
+    }
+
+    pub(super) fn certificates(&self) -> Arc<Vec<Certificate>> {
+        self.certificates.load_full()
+    }
+
+    pub(super) fn configured(&self) -> SystemTime {
+        *self
+            .configured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) const fn lag(&self) -> &Histogram<Waits> {
+        &self.lag
     }
 
     /// Shows that the end has begun.

@@ -9,6 +9,7 @@ mod api;
 mod board;
 pub mod client;
 mod demand;
+mod metrics;
 #[expect(
     dead_code,
     reason = "its functions only carry the description of what `api` does"
@@ -19,6 +20,6 @@ mod standing;
 mod token;
 pub mod view;
 
-pub use board::{Board, Phase, Place};
+pub use board::{Board, Certificate, Phase, Place};
 pub use demand::{Answer, Demand, Refused, reply};
 pub use server::{Admin, AdminError, Bound};

@@ -16,7 +16,9 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
         description = "A running homescar, asked and told what to do. Over TCP every request but \
                        those for /live and /ready needs `Authorization: Bearer TOKEN`."
     ),
-    paths(live, ready, status, openapi, restart, scale, slot, reload, stop),
+    paths(
+        live, ready, status, metrics, openapi, restart, scale, slot, reload, stop
+    ),
     components(schemas(view::Error))
 )]
 struct Document;
@@ -34,6 +36,12 @@ const fn ready() {}
 /// Everything at a glance.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = view::Status)))]
 const fn status() {}
+
+/// Metrics in the text format of Prometheus, or OpenMetrics for who accepts that.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, body = String, content_type = "text/plain"),
+))]
+const fn metrics() {}
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200)))]

@@ -21,7 +21,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
-    time::sleep,
+    time::{interval, sleep},
 };
 use tracing::{info, warn};
 
@@ -34,6 +34,8 @@ const CONNECTIONS: usize = 64;
 const BACKLOG: i32 = 128;
 /// For a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the control plane's lag is measured.
+const BEAT: Duration = Duration::from_millis(500);
 /// After the system refused to accept.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -116,6 +118,7 @@ impl Bound {
             token,
             places: Arc::new(Semaphore::new(CONNECTIONS)),
         };
+        accepting.spawn(beat(Arc::clone(board)));
         let unix = UnixListener::from_std(socket.into())?;
         let at_unix = desk(None);
         accepting.spawn(at_unix.serve(async move || Ok(unix.accept().await?.0)));
@@ -202,6 +205,15 @@ impl Desk {
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service)
             .await;
+    }
+}
+
+/// Notes how late the control plane comes to a timer, for ever.
+async fn beat(board: Arc<Board>) {
+    let mut beat = interval(BEAT);
+    loop {
+        let due = beat.tick().await;
+        board.lag().observe(due.elapsed());
     }
 }
 

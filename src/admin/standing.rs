@@ -43,7 +43,7 @@ impl view::Status {
 }
 
 /// What the kernel tells of direct connections, by cluster and slot.
-async fn usages(board: &Board) -> BTreeMap<String, Vec<Usage>> {
+pub(super) async fn usages(board: &Board) -> BTreeMap<String, Vec<Usage>> {
     let mut asked = Vec::new();
     for place in board.places() {
         let Place::Direct {
@@ -73,20 +73,23 @@ async fn usages(board: &Board) -> BTreeMap<String, Vec<Usage>> {
 }
 
 fn listener(place: &Place, usages: &BTreeMap<String, Vec<Usage>>) -> view::Listener {
-    let cluster = place.cluster().to_string();
-    let connections = match place {
-        Place::Relayed { listener, .. } => Some(listener.open()),
-        Place::Direct { .. } => usages.get(&cluster).map(|slots| {
-            let all = slots.iter().map(|slot| slot.connections + slot.waiting);
-            all.sum()
-        }),
-    };
     view::Listener {
         name: place.name().to_owned(),
         mode: place.mode().to_string(),
         addresses: place.addresses(),
-        cluster,
-        connections,
+        cluster: place.cluster().to_string(),
+        connections: connections(place, usages),
+    }
+}
+
+/// The connections of a listener now, as far as they are known.
+pub(super) fn connections(place: &Place, usages: &BTreeMap<String, Vec<Usage>>) -> Option<u64> {
+    match place {
+        Place::Relayed { listener, .. } => Some(listener.open()),
+        Place::Direct { cluster, .. } => usages.get(&**cluster).map(|slots| {
+            let all = slots.iter().map(|slot| slot.connections + slot.waiting);
+            all.sum()
+        }),
     }
 }
 
@@ -150,7 +153,7 @@ impl view::Backend {
 }
 
 /// The resident memory of a process in bytes (`/proc/PID/statm`, in pages).
-fn resident(pid: u32) -> Option<u64> {
+pub(super) fn resident(pid: u32) -> Option<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;

@@ -182,6 +182,7 @@ impl App {
         let home = Arc::new(Home::new(exe)?);
         let default = Facts::of_this_process().socket;
         let bound = admin::Bound::bind(&config.admin, &default, home.dir())?;
+        crate::proxy::write_records(config.log.records);
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let path = file.as_ref().map(|file| file.path.clone());
         let board = Arc::new(Board::new(path, Arc::clone(&plane)));
@@ -253,7 +254,10 @@ impl App {
                         break;
                     }
                 }
-                () = self.certificates.next_look() => self.certificates.look(),
+                () = self.certificates.next_look() => {
+                    self.certificates.look();
+                    self.board.show_certificates(self.certificates.on_show());
+                }
             }
         }
         self.drain(inbox).await;
@@ -275,6 +279,7 @@ impl App {
         let clusters = self.clusters.values();
         let clusters = clusters.map(|running| running.cluster().clone());
         self.board.show(places.collect(), clusters.collect());
+        self.board.show_certificates(self.certificates.on_show());
     }
 
     /// What leads to the workers of a cluster; `groups` are the addresses that no door has yet.

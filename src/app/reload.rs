@@ -44,6 +44,7 @@ impl App {
         self.keep_scales(&mut config);
         self.plane.set_max_connections(config.max_connections);
         crate::log::set_level(config.log.level);
+        crate::proxy::write_records(config.log.records);
         if config.admin != self.config.admin {
             warn!("[admin] takes effect at the next start");
         }

@@ -12,6 +12,7 @@ use std::{
 use tracing::{error, info, warn};
 
 use crate::{
+    admin::Certificate,
     config::{BackendTls, Config, Mode, Tls},
     tls::{
         Acceptor, ClientMaterial, Connector, Fingerprint, Identity, LoadError, Pool,
@@ -199,6 +200,30 @@ impl Certificates {
             User::Connector(connector) => Some(Arc::clone(connector)),
             User::Acceptor(_) => None,
         }
+    }
+
+    /// What is in use, for the board.
+    pub(super) fn on_show(&self) -> Vec<Certificate> {
+        let all = self.in_use.iter().flat_map(|(owner, in_use)| {
+            let (kind, name) = match owner {
+                Owner::Listener(name) => ("listener", name),
+                Owner::Cluster(name) => ("cluster", name),
+            };
+            in_use
+                .read
+                .identities()
+                .iter()
+                .map(move |identity| Certificate {
+                    kind,
+                    owner: name.to_string(),
+                    name: match identity.names().first() {
+                        Some(name) => name.clone(),
+                        None => identity.file().display().to_string(),
+                    },
+                    not_after: identity.not_after(),
+                })
+        });
+        all.collect()
     }
 
     /// Waits until the files are to be looked at.

@@ -187,6 +187,7 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
         if was == Some(entry.skip) {
             continue;
         }
+        entry.slot.stats.states.count(entry.skip);
         let backend = entry.backend.as_ref();
         let generation = backend.map(|b| b.generation);
         let pid = backend.and_then(|b| b.pid);

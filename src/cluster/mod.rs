@@ -14,6 +14,7 @@ mod route;
 mod seats;
 mod slot;
 mod snapshot;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,10 @@ pub use route::{Asker, Route};
 pub use seats::{Seat, Seats, Waiting};
 pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
+pub use stats::{
+    AffinityStats, CheckResult, CheckStats, ExitKind, StartReason, StateStats, StopReason,
+    WorkerStats,
+};
 
 use crate::{config, tls::Connector};
 

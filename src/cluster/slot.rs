@@ -6,8 +6,12 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use super::{Backlog, Health, Seats};
-use crate::{affinity::SlotId, config::Address};
+use super::{AffinityStats, Backlog, CheckStats, Health, Seats, StateStats, WorkerStats};
+use crate::{
+    affinity::SlotId,
+    config::Address,
+    metrics::{Histogram, Waits},
+};
 
 /// A stable home inside a cluster. Clients hash to its name, and to nothing else of it.
 #[derive(Debug)]
@@ -42,6 +46,16 @@ pub struct SlotStats {
     pub bytes_up: AtomicU64,
     /// Bytes to clients.
     pub bytes_down: AtomicU64,
+    /// Whose clients they were.
+    pub affinity: AffinityStats,
+    /// What it took to connect to it, TLS included.
+    pub connect: Histogram<Waits>,
+    /// Active checks.
+    pub checks: CheckStats,
+    /// Its changes.
+    pub states: StateStats,
+    /// Its processes.
+    pub worker: WorkerStats,
 }
 
 /// What one generation carries: the true count of its connections, and how those that are over
@@ -158,6 +172,28 @@ pub enum Skip {
 }
 
 impl Skip {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Starting,
+        Self::Restarting,
+        Self::CrashLoop,
+        Self::Stopping,
+        Self::Unhealthy,
+        Self::Unresponsive,
+        Self::Draining,
+        Self::Maint,
+        Self::Ejected,
+        Self::WarmingUp,
+        Self::Overloaded,
+        Self::Full,
+        Self::ConnectFailed,
+    ];
+
+    /// Its position among all.
+    pub(super) const fn number(self) -> usize {
+        self as usize
+    }
+
     /// The name that shows in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -10,8 +10,8 @@ use std::{
 
 use super::{
     Admin, Affinity, Balance, Capacity, Check, Cluster, Contract, Cookie, Drain, Health, Key,
-    Limits, Log, LogFormat, LogLevel, OnDown, OnFull, Passive, ReadyBy, SameSite, Secure, Source,
-    Timeouts, Workers,
+    Limits, Log, LogFormat, LogLevel, OnDown, OnFull, Passive, ReadyBy, Records, SameSite, Secure,
+    Source, Timeouts, Workers,
 };
 
 /// Where `homescar run` listens.
@@ -149,6 +149,7 @@ impl Default for Log {
         Self {
             format: LogFormat::Text,
             level: LogLevel::Info,
+            records: Records::ALL,
         }
     }
 }

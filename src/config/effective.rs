@@ -11,7 +11,7 @@ use std::{
 use super::{
     Address, Admin, AdminTcp, Check, Cluster, Config, Listener, Mode, Source, StaticBackend,
     Workers, address,
-    value::{bytes_of, duration_of, key, quoted},
+    value::{bytes_of, duration_of, key, quoted, records_of},
     word,
 };
 
@@ -39,7 +39,8 @@ impl Config {
         write_admin(out, &self.admin)?;
         writeln!(out, "\n[log]")?;
         writeln!(out, "format = \"{}\"", word::word_of(self.log.format))?;
-        writeln!(out, "level = \"{}\"", word::word_of(self.log.level))
+        writeln!(out, "level = \"{}\"", word::word_of(self.log.level))?;
+        writeln!(out, "records = {}", records_of(self.log.records))
     }
 }
 

@@ -207,6 +207,15 @@ impl<'a> Item<'a> {
         parse(text).map_err(|why| self.fault(why)).ok()
     }
 
+    /// A number or text with a form of its own, as it is written.
+    pub(super) fn number_or_text<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let text = match self.as_text() {
+            Some(text) => text.to_owned(),
+            None => self.describe(),
+        };
+        parse(&text).map_err(|why| self.fault(why)).ok()
+    }
+
     /// One of a few words.
     pub(super) fn word<T: Word>(&self) -> Option<T> {
         match self.as_text() {

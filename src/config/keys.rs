@@ -232,4 +232,4 @@ pub(super) static DRAIN: Keys = Keys::new(&["timeout", "spread", "close", "reaso
 
 pub(super) static CLUSTER_TIMEOUTS: Keys = Keys::new(&["connect", "response"]);
 
-pub(super) static LOG: Keys = Keys::new(&["format", "level"]);
+pub(super) static LOG: Keys = Keys::new(&["format", "level", "records"]);

@@ -313,6 +313,26 @@ pub struct Log {
     pub format: LogFormat,
     /// The least severe level that is written. Default `info`.
     pub level: LogLevel,
+    /// Which records are written. Default all.
+    pub records: Records,
+}
+
+/// Which records of connections and requests are written. Those of what failed always are, unless
+/// none are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Records(u32);
+
+impl Records {
+    /// All of them.
+    pub const ALL: Self = Self(1_000_000);
+    /// None.
+    pub const OFF: Self = Self(0);
+
+    /// Of a million that tell of no failure.
+    #[must_use]
+    pub const fn per_million(self) -> u32 {
+        self.0
+    }
 }
 
 /// What is said of the log elsewhere than in the file, and beats it.
@@ -331,6 +351,7 @@ impl LogOptions {
         Log {
             format: self.format.unwrap_or(configured.format),
             level: self.level.unwrap_or(configured.level),
+            records: configured.records,
         }
     }
 }

@@ -149,8 +149,12 @@ fn log(root: &Section<'_>) -> Log {
     };
     let format = log.get("format").and_then(|item| item.word());
     let level = log.get("level").and_then(|item| item.word());
+    let records = log
+        .get("records")
+        .and_then(|item| item.number_or_text(value::records));
     Log {
         format: format.unwrap_or(default.format),
         level: level.unwrap_or(default.level),
+        records: records.unwrap_or(default.records),
     }
 }

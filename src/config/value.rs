@@ -5,7 +5,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::OnDown;
+use super::{OnDown, Records};
 
 /// The longest name of a listener, cluster or slot.
 const MAX_NAME: usize = 64;
@@ -117,6 +117,31 @@ pub(super) fn bytes_of(value: u64) -> String {
     )
 }
 
+/// `all`, `off`, or a share as in 0.1.
+pub(super) fn records(text: &str) -> Result<Records, String> {
+    let share = match text {
+        "all" => return Ok(Records::ALL),
+        "off" => return Ok(Records::OFF),
+        text => text.parse::<f64>().ok(),
+    };
+    let per_million = share.map(|share| (share * 1e6).round());
+    match per_million.filter(|share| (1.0..=1e6).contains(share)) {
+        Some(share) => Ok(Records(share as u32)),
+        None => Err(format!(
+            "must be \"all\", \"off\" or a share from 0.000001 to 1, as in 0.1, is {text}"
+        )),
+    }
+}
+
+/// A share as [`records`] reads it, as TOML.
+pub(super) fn records_of(records: Records) -> String {
+    match records {
+        Records::ALL => "\"all\"".to_owned(),
+        Records::OFF => "\"off\"".to_owned(),
+        Records(share) => format!("{}", f64::from(share) / 1e6),
+    }
+}
+
 /// `hold 2s`, `next` or `reject`.
 pub(super) fn on_down(text: &str) -> Result<OnDown, String> {
     match text.split_once(' ').unwrap_or((text, "")) {
@@ -181,6 +206,12 @@ mod tests {
         fn durations_survive_the_way_back(nanos in 1_000_000_u64..=365 * 86_400 * 1_000_000_000) {
             let value = Duration::from_nanos(nanos);
             prop_assert_eq!(duration(&duration_of(value)), Ok(value));
+        }
+
+        #[test]
+        fn shares_survive_the_way_back(share in 1..=1_000_000_u32) {
+            let text = records_of(Records(share));
+            prop_assert_eq!(records(text.trim_matches('"')), Ok(Records(share)));
         }
 
         #[test]

@@ -26,10 +26,10 @@ use tokio::{
 pub use watch::Watch;
 
 use crate::{
-    cluster::{Backend, Cluster, Entry, Event, Health, Snapshot},
+    cluster::{Backend, CheckResult, Cluster, Entry, Event, Health, Snapshot},
     config::{self, Check},
 };
-use hysteresis::Hysteresis;
+use hysteresis::{Failure, Hysteresis};
 use probe::Target;
 
 /// Between two checks of a worker that is not ready yet.
@@ -184,9 +184,13 @@ async fn check(cluster: Cluster, slot: Arc<str>, subject: Subject) {
     let is_starting = || supervised && !was_ready(&cluster.load(), &slot, generation);
     loop {
         let began = Instant::now();
-        let speaks_tls = cluster.load().config.tls.is_some();
+        let snapshot = cluster.load();
+        let speaks_tls = snapshot.config.tls.is_some();
         target.tls = cluster.connector().filter(|_| speaks_tls);
-        if let Some(outcome) = target.probe().await
+        let outcome = target.probe().await;
+        count(&snapshot, &slot, outcome.as_ref(), began.elapsed());
+        drop(snapshot);
+        if let Some(outcome) = outcome
             && let Some(health) = hysteresis.record(outcome, is_starting())
         {
             report(&cluster, &slot, generation, health).await;
@@ -196,6 +200,19 @@ async fn check(cluster: Cluster, slot: Arc<str>, subject: Subject) {
             false => jittered(settings.interval, fastrand::f64()),
         };
         tokio::time::sleep_until(began + interval).await;
+    }
+}
+
+/// Counts a check; `None` was not asked.
+fn count(snapshot: &Snapshot, slot: &str, outcome: Option<&Result<(), Failure>>, took: Duration) {
+    let result = match outcome {
+        None => CheckResult::NotAsked,
+        Some(Ok(())) => CheckResult::Passed,
+        Some(Err(failure)) if failure.answered => CheckResult::Wrong,
+        Some(Err(_)) => CheckResult::Silent,
+    };
+    if let Some(entry) = snapshot.entry(slot) {
+        entry.slot.stats.checks.count(result, took);
     }
 }
 

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     affinity::{AffinityKey, SlotId},
     cluster::{Asker, Cluster, Route, Skip, SlotStats, Snapshot, is_exhaustion},
-    config::{Address, OnDown, ProxyVersion},
+    config::{Address, Key, OnDown, ProxyVersion},
     tls::{BackendTlsError, ClientStream},
 };
 
@@ -246,6 +246,11 @@ impl<'a> Search<'a> {
         };
         let connected = |upstream, is_reused, journey: &mut Journey| {
             let slot = Arc::clone(&entry.slot);
+            // Without a key nobody has a slot of its own.
+            if snapshot.config.affinity.key != Key::None {
+                let passed = journey.passed.as_ref().map(|(_, why)| *why);
+                slot.stats.affinity.count(passed);
+            }
             journey.home = Some(Home::new(slot, Arc::clone(backend)));
             Connected {
                 upstream,
@@ -263,7 +268,8 @@ impl<'a> Search<'a> {
                 return Ok(Some(connected(upstream, true, journey)));
             }
         }
-        let deadline = Instant::now() + snapshot.config.connect_timeout;
+        let began = Instant::now();
+        let deadline = began + snapshot.config.connect_timeout;
         let mut opened = timeout_at(deadline, open(&backend.address))
             .await
             .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
@@ -273,7 +279,10 @@ impl<'a> Search<'a> {
             opened = Box::pin(encrypted).await;
         }
         match opened {
-            Ok(upstream) => Ok(Some(connected(upstream, false, journey))),
+            Ok(upstream) => {
+                entry.slot.stats.connect.observe(began.elapsed());
+                Ok(Some(connected(upstream, false, journey)))
+            }
             // Ports are used up for each destination by itself: the next one may do.
             Err(error) if is_exhaustion(&error) && error.kind() != ErrorKind::AddrNotAvailable => {
                 Err(CloseReason::NoResources)

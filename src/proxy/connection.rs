@@ -46,7 +46,7 @@ pub(super) async fn serve(
     global: Option<Permit>,
     ticket: Ticket,
 ) {
-    let mut record = ConnectionRecord::new(Arc::clone(listener.name()), peer);
+    let mut record = ConnectionRecord::new(Arc::clone(&listener), peer);
     let mut client = Open::new(client);
     let mut early = Early::default();
     let settings = listener.settings();
@@ -107,7 +107,7 @@ async fn admitted(
     }
     // Large, and none of those that are not encrypted shall pay for it.
     Box::pin(async {
-        let mut client = decrypted(client, early, settings).await?;
+        let mut client = decrypted(client, early, listener, settings).await?;
         served(&mut client, early, listener, settings, record, ticket).await
     })
     .await
@@ -168,13 +168,17 @@ async fn turned_away(
 async fn decrypted(
     client: &mut Open<TcpStream>,
     early: &mut Early,
+    listener: &Listener,
     settings: &Settings,
 ) -> Result<Open<ServerStream>, CloseReason> {
     let acceptor = settings.tls.as_ref().ok_or(CloseReason::NoResources)?;
-    let deadline = Instant::now() + settings.config.timeouts.header;
+    let began = Instant::now();
+    let deadline = began + settings.config.timeouts.header;
     let bytes = mem::take(&mut early.bytes);
-    let stream = acceptor.handshake(client.take(), &bytes, deadline);
-    Ok(Open::new(stream.await?))
+    let stream = acceptor.handshake(client.take(), &bytes, deadline).await;
+    let stats = listener.stats().mine();
+    stats.shook_hands(stream.as_ref().err(), began.elapsed());
+    Ok(Open::new(stream?))
 }
 
 /// Serves an identified, decrypted client as the listener's mode says.

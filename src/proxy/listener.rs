@@ -7,10 +7,12 @@ use arc_swap::ArcSwap;
 use super::{
     admit::{Clients, Gauge},
     identify::Complaints,
+    stats::ListenerStats,
 };
 use crate::{
     cluster::Cluster,
     config::{self, Drain},
+    metrics::PerThread,
     tls::Acceptor,
 };
 
@@ -23,6 +25,7 @@ pub struct Listener {
     pub(super) open: Arc<Gauge>,
     pub(super) clients: Arc<Clients>,
     pub(super) complaints: Complaints,
+    stats: PerThread<ListenerStats>,
     /// Whether its clients may be held for their slot.
     pub(super) holds: bool,
 }
@@ -71,6 +74,7 @@ impl Listener {
             open: Arc::default(),
             clients: Arc::new(Clients::new()),
             complaints: Complaints::default(),
+            stats: PerThread::default(),
             holds,
         }
     }
@@ -84,6 +88,12 @@ impl Listener {
     /// Changes what new connections are treated by.
     pub fn configure(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
+    }
+
+    /// What is counted of it.
+    #[must_use]
+    pub const fn stats(&self) -> &PerThread<ListenerStats> {
+        &self.stats
     }
 
     /// Its connections now.

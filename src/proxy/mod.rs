@@ -19,6 +19,8 @@ mod record;
 mod registry;
 mod relay;
 mod secure;
+mod share;
+pub mod stats;
 
 pub use bind::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes};
 pub use door::Door;
@@ -28,3 +30,4 @@ pub use listener::{Listener, Settings};
 pub use plane::DataPlane;
 pub use record::CloseReason;
 pub use registry::{Cut, Whereabouts};
+pub use share::write_records;

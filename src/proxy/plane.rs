@@ -29,6 +29,7 @@ use super::{
     listener::Listener,
     registry::{self, Cut, Whereabouts},
 };
+use crate::metrics::{Histogram, Seen, Waits};
 
 /// The threads that carry connections.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ pub struct DataPlane {
 #[derive(Debug)]
 struct Thread {
     runtime: Handle,
+    lag: Arc<Histogram<Waits>>,
     thread: JoinHandle<()>,
 }
 
@@ -75,6 +77,13 @@ impl DataPlane {
     /// Changes the limit over all listeners.
     pub fn set_max_connections(&self, limit: u64) {
         self.admission.set_limit(limit);
+    }
+
+    /// How late each thread comes to what is due.
+    #[must_use]
+    pub fn lags(&self) -> Vec<Seen> {
+        let threads = self.threads.iter();
+        threads.map(|thread| thread.lag.seen()).collect()
     }
 
     /// Connections open now.
@@ -166,11 +175,14 @@ impl Thread {
     fn start(index: usize, stop: CancellationToken) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
+        let lag = Arc::<Histogram<Waits>>::default();
+        let noted = Arc::clone(&lag);
         let thread = std::thread::Builder::new()
             .name(format!("data-{index}"))
-            .spawn(move || runtime.block_on(beat_until(stop)))?;
+            .spawn(move || runtime.block_on(beat_until(stop, &noted)))?;
         Ok(Self {
             runtime: handle,
+            lag,
             thread,
         })
     }
@@ -179,15 +191,20 @@ impl Thread {
 /// How often each thread wakes by itself.
 const BEAT: Duration = Duration::from_millis(500);
 
-/// Closes what is no longer needed, and waits for the end, with a timer that is always due sooner than any of a connection: setting a
+/// Closes what is no longer needed, notes how late it comes to that, and waits for the end, with a timer that is always due sooner than any of a connection: setting a
 /// timer that is the next one to be due makes tokio wake its own event loop, which is a system
 /// call for every connection.
-async fn beat_until(stop: CancellationToken) {
+async fn beat_until(stop: CancellationToken, lag: &Histogram<Waits>) {
     let mut beat = interval(BEAT);
     let mut stop = pin!(stop.cancelled());
     loop {
         tokio::select! {
-            _ = beat.tick() => pool::sweep(),
+            due = beat.tick() => {
+                // Beats that were missed are made up for, so a long stall counts as all that it kept
+                // waiting.
+                lag.observe(due.elapsed());
+                pool::sweep();
+            }
             () = &mut stop => return,
         }
     }

@@ -1,6 +1,8 @@
 //! One record per connection: who, where to, why there, how much, how long, who ended it and why.
 
 use std::{
+    hash::Hash as _,
+    mem::discriminant,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -9,6 +11,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
+use super::{Listener, share};
 use crate::{
     cluster::{Backend, Load, Seat, Skip, Slot},
     tls::HandshakeError,
@@ -93,6 +96,42 @@ impl CloseReason {
         )
     }
 
+    /// All of them, without details.
+    pub const ALL: [Self; 21] = [
+        Self::ClientClosed,
+        Self::BackendClosed,
+        Self::ClientReset,
+        Self::BackendReset,
+        Self::IdleTimeout,
+        Self::Cut,
+        Self::LimitGlobal,
+        Self::LimitListener,
+        Self::LimitClient,
+        Self::HeaderTimeout,
+        Self::HeaderUntrusted,
+        Self::HeaderBad(""),
+        Self::TlsTimeout,
+        Self::TlsHandshake(""),
+        Self::TlsOverload,
+        Self::SlotDown,
+        Self::SlotFull,
+        Self::QueueTimeout,
+        Self::NoBackend,
+        Self::ConnectFailed,
+        Self::NoResources,
+    ];
+
+    /// Its position among all.
+    pub(super) fn number(self) -> usize {
+        let mut all = Self::ALL.iter();
+        let found = all.position(|other| discriminant(other) == discriminant(&self));
+        found.unwrap_or(Self::ALL.len())
+    }
+
+    const fn is_failure(self) -> bool {
+        !matches!(self, Self::ClientClosed | Self::BackendClosed)
+    }
+
     /// The stable name that shows in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -168,7 +207,7 @@ impl CloseReason {
 /// exactly once, also when the connection's task is cancelled.
 #[derive(Debug)]
 pub(super) struct ConnectionRecord {
-    listener: Arc<str>,
+    listener: Arc<Listener>,
     peer: SocketAddr,
     accepted: Instant,
     /// The client that a PROXY header named.
@@ -218,7 +257,8 @@ pub(super) enum Ended {
 }
 
 impl ConnectionRecord {
-    pub(super) fn new(listener: Arc<str>, peer: SocketAddr) -> Self {
+    pub(super) fn new(listener: Arc<Listener>, peer: SocketAddr) -> Self {
+        listener.stats().mine().accepted.count();
         Self {
             listener,
             peer,
@@ -250,13 +290,24 @@ impl Drop for ConnectionRecord {
         if let Some(home) = home {
             home.count(self.traffic, self.reason.ended());
         }
+        let lived = self.accepted.elapsed();
+        let stats = self.listener.stats().mine();
+        stats.closes.count(self.reason.number());
+        stats.lives.observe(lived);
         if self.requests > 0 {
             return;
         }
+        if !held.is_zero() {
+            stats.held.observe(*held);
+        }
+        let client = self.client();
+        if !share::is_written(self.reason.is_failure(), |hasher| client.hash(hasher)) {
+            return stats.left_out.count();
+        }
         info!(
             target: "homescar::connection",
-            listener = &*self.listener,
-            client = %self.client(),
+            listener = &**self.listener.name(),
+            client = %client,
             peer = self.client.is_some().then(|| tracing::field::display(self.peer)),
             slot = home.as_ref().map(|home| &*home.slot.name),
             generation = home.as_ref().map(Home::generation),
@@ -270,7 +321,7 @@ impl Drop for ConnectionRecord {
             detail = self.reason.detail(),
             up,
             down,
-            ms = millis(self.accepted.elapsed()),
+            ms = millis(lived),
             "connection"
         );
     }

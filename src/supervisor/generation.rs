@@ -12,13 +12,14 @@ use super::{
     home::Home,
     node::{Channel, Notice},
     notify::{Message, NotifySocket},
+    oom,
     output::{Output, Source},
     process::{Process, describe},
     sweep::{self, Cookie},
     worker::Limits,
 };
 use crate::{
-    cluster::{self, Backlog, Load, Skip, Started},
+    cluster::{self, Backlog, Load, Skip, SlotStats, Started},
     config::{Address, Workers},
 };
 
@@ -41,6 +42,10 @@ pub(super) struct Generation {
     /// The kernel leads clients to it, by sockets that it shares with the slot's other generations.
     pub shares: bool,
     pub workers: Arc<Workers>,
+    /// Where its end is counted.
+    pub stats: Option<Arc<SlotStats>>,
+    /// How many the kernel had killed for want of memory when it was started.
+    oom_kills: Option<u64>,
     slot: Arc<str>,
     address: Address,
     backlog: Option<Backlog>,
@@ -134,6 +139,8 @@ impl Generation {
             told_to_end: false,
             shares,
             workers,
+            stats: None,
+            oom_kills: oom::kills(),
             slot,
             address,
             backlog,
@@ -241,6 +248,10 @@ impl Generation {
         // What a signal from outside ended early may have been about to speak.
         let by_itself = !self.told_to_end && status.as_ref().is_ok_and(|s| s.code().is_some());
         let misfit = by_itself && self.channel.is_some_and(|channel| !channel.is_online());
+        if let Some(stats) = &self.stats {
+            let kind = oom::kind_of(&status, self.told_to_end, self.oom_kills, oom::kills());
+            stats.worker.exited(kind);
+        }
         let how = describe_end(status);
         let lived = self.spawned.elapsed();
         home.forget(group);

@@ -16,6 +16,7 @@ mod guard;
 mod home;
 mod node;
 mod notify;
+mod oom;
 mod output;
 mod pass;
 mod place;

@@ -1,5 +1,6 @@
 //! The task of one slot: carries out what [`Worker`] decides, and tells it what happens.
 
+mod counts;
 mod departure;
 mod ending;
 mod memory;
@@ -269,8 +270,9 @@ impl SlotTask {
         let Orders {
             workers, entrances, ..
         } = self.orders.borrow().clone();
-        let generation =
+        let mut generation =
             Generation::spawn(&self.home, &mut self.room, number, workers, &entrances)?;
+        self.count_start(&mut generation, false);
         let generation = self.running.insert(generation);
         self.cluster.report(generation.started()).await;
         Ok(generation.limits())
@@ -285,6 +287,7 @@ impl SlotTask {
     }
 
     fn not_spawned(&self, error: &io::Error) -> Ended {
+        self.count_failed_start();
         Ended {
             generation: self.last_number(),
             pid: None,
@@ -307,11 +310,12 @@ impl SlotTask {
                 self.cluster.report(generation.ready()).await;
             }
             Action::Booted(after) => {
+                let receipt = SlotReceipt::replaced(&slot, number, generation.pid, after);
                 // One that took another's place was so before.
                 if !std::mem::replace(&mut generation.was_ready, true) {
                     report::booted(&slot, number, generation.pid, after);
+                    self.count_ready(after);
                 }
-                let receipt = SlotReceipt::replaced(&slot, number, generation.pid, after);
                 self.tell_fresh(receipt);
             }
             Action::End { why, grace } => {
@@ -329,6 +333,7 @@ impl SlotTask {
                     (why, detail),
                     grace,
                 );
+                generation.count_stop(why.counted());
                 if why != Why::Itself {
                     generation.told_to_end = true;
                     generation.term();

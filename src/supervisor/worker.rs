@@ -14,7 +14,7 @@ use super::{
     notify::Message,
     restart::{Restarts, STABLE_AFTER, Verdict},
 };
-use crate::cluster::Skip;
+use crate::cluster::{Skip, StopReason};
 
 /// A hung worker is not going to use a long grace.
 const HUNG_GRACE: Duration = Duration::from_secs(5);
@@ -151,6 +151,19 @@ impl Why {
         match self {
             Self::Asked | Self::Itself | Self::NotReady | Self::Misfit => Skip::Stopping,
             Self::Watchdog | Self::Unresponsive => Skip::Unresponsive,
+        }
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub(super) const fn counted(self) -> StopReason {
+        match self {
+            Self::Asked => StopReason::Asked,
+            Self::Itself => StopReason::Itself,
+            Self::NotReady => StopReason::NotReady,
+            Self::Watchdog => StopReason::Watchdog,
+            Self::Unresponsive => StopReason::Unresponsive,
+            Self::Misfit => StopReason::Misfit,
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use homescar::config::{
     Balance, Bind, Check, Config, Contract, Facts, Fault, Key, Log, LogFormat, LogLevel, OnDown,
-    OnFull, Passive, Position, RunOptions, Source,
+    OnFull, Passive, Position, Records, RunOptions, Source,
 };
 use proptest::prelude::*;
 
@@ -169,6 +169,7 @@ socket = "/run/homescar.sock"
 [log]
 format = "text"
 level = "info"
+records = "all"
 "#;
     assert_eq!(config.to_toml(), expected);
 }
@@ -433,6 +434,7 @@ fn run_takes_what_it_is_told() {
         log: Log {
             format: LogFormat::Json,
             level: LogLevel::Debug,
+            records: Records::ALL,
         },
         ..run_options()
     };

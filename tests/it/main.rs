@@ -32,6 +32,7 @@ mod http_table;
 mod kernel;
 mod languages;
 mod load;
+mod metrics;
 mod node;
 mod operate;
 mod passive;

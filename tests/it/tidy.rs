@@ -7,19 +7,31 @@ use std::{
 };
 
 /// Which rooms a room may use, as printed in `src/lib.rs`.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("affinity", &[]),
+    ("metrics", &[]),
     ("config", &[]),
     ("log", &["config"]),
     ("tls", &["config"]),
-    ("cluster", &["affinity", "config", "tls"]),
+    ("cluster", &["affinity", "config", "metrics", "tls"]),
     ("health", &["cluster", "config", "tls"]),
     ("supervisor", &["cluster", "config"]),
-    ("proxy", &["affinity", "cluster", "config", "tls"]),
+    (
+        "proxy",
+        &["affinity", "cluster", "config", "metrics", "tls"],
+    ),
     ("direct", &["affinity", "cluster", "config", "proxy"]),
     (
         "admin",
-        &["cluster", "config", "direct", "proxy", "supervisor"],
+        &[
+            "cluster",
+            "config",
+            "direct",
+            "log",
+            "metrics",
+            "proxy",
+            "supervisor",
+        ],
     ),
     ("demo", &[]),
     (

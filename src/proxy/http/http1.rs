@@ -87,7 +87,7 @@ pub(super) async fn serve<S: Side>(
 }
 
 pub(super) fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
-    let listener = Arc::clone(visitor.listener.name());
+    let listener = Arc::clone(&visitor.listener);
     let mut record = RequestRecord::new(listener, visitor.client, version);
     record.id = id;
     record
@@ -265,6 +265,7 @@ impl<S: Side> Carriage<'_, S> {
     /// Carries the WebSocket that the connection has become.
     async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
         self.ticket.is_tunnel();
+        self.record.becomes_tunnel();
         let config = destination.config();
         let from_client = std::mem::take(&mut self.client.input);
         let from_backend = backend.take_rest();

@@ -2,15 +2,22 @@
 
 use std::{
     fmt::{self, Write as _},
+    hash::Hasher as _,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::time::Instant;
 use tracing::{Level, enabled, info};
 
 use super::{
-    super::record::{Ended, Home, Journey, Traffic, millis},
+    super::{
+        Listener,
+        record::{Ended, Home, Journey, Traffic, millis},
+        share,
+        stats::{class_of, code_of, end_of, party_of},
+    },
     head::Version,
     refusal::Refusal,
     websocket::TunnelEnd,
@@ -39,7 +46,7 @@ impl Outcome {
 /// What is known of a request so far. It is written when it is dropped, whatever the way out.
 #[derive(Debug)]
 pub(super) struct RequestRecord {
-    listener: Arc<str>,
+    listener: Arc<Listener>,
     /// Who is connected: the peer, or whom a PROXY header named.
     peer: SocketAddr,
     /// Where the request came from, when that is somebody else.
@@ -56,12 +63,14 @@ pub(super) struct RequestRecord {
     /// What the client got; 0 for nothing.
     pub(super) status: u16,
     pub(super) outcome: Outcome,
-    /// Of a WebSocket.
-    pub(super) tunnel: Option<TunnelEnd>,
+    /// It has become a WebSocket.
+    is_tunnel: bool,
+    /// How that ended.
+    tunnel: Option<TunnelEnd>,
 }
 
 impl RequestRecord {
-    pub(super) fn new(listener: Arc<str>, peer: SocketAddr, version: Version) -> Self {
+    pub(super) fn new(listener: Arc<Listener>, peer: SocketAddr, version: Version) -> Self {
         Self {
             listener,
             peer,
@@ -75,6 +84,7 @@ impl RequestRecord {
             traffic: Traffic::default(),
             status: 0,
             outcome: Outcome::CUT,
+            is_tunnel: false,
             tunnel: None,
         }
     }
@@ -92,6 +102,12 @@ impl RequestRecord {
     pub(super) const fn refused(&mut self, refusal: Refusal) {
         self.status = refusal.status;
         self.outcome = Outcome::new("client", refusal.why);
+    }
+
+    /// Notes that it becomes a WebSocket.
+    pub(super) fn becomes_tunnel(&mut self) {
+        self.is_tunnel = true;
+        self.listener.stats().mine().websockets.count();
     }
 
     /// Notes how a WebSocket ended.
@@ -119,6 +135,38 @@ impl RequestRecord {
     }
 }
 
+impl RequestRecord {
+    fn count(&self, took: Duration) {
+        let stats = self.listener.stats().mine();
+        let class = class_of(self.status);
+        stats.requests[self.version as usize].count(class);
+        stats
+            .ends
+            .count(end_of(self.outcome.by, self.outcome.reason));
+        if !self.journey.held.is_zero() {
+            stats.held.observe(self.journey.held);
+        }
+        if !self.is_tunnel {
+            stats.durations[class].observe(took);
+            return;
+        }
+        const NO_CODE: u16 = 1005;
+        const NO_FRAME: u16 = 1006;
+        let closed_by = self.tunnel.as_ref().and_then(|end| end.closed_by);
+        let code = self.tunnel.as_ref().and_then(|end| end.code);
+        let (by, code) = match closed_by {
+            Some(by) => (by, code.unwrap_or(NO_CODE)),
+            None => (self.outcome.by, NO_FRAME),
+        };
+        stats.websocket_closes[party_of(by)].count(code_of(code));
+        stats.websocket_lives.observe(took);
+    }
+
+    fn is_failure(&self) -> bool {
+        self.status >= 500 || !matches!(self.outcome.reason, "done" | "closed")
+    }
+}
+
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let Traffic { up, down } = self.traffic;
@@ -132,9 +180,14 @@ impl Drop for RequestRecord {
         if let Some(home) = home {
             home.count(self.traffic, self.ended());
         }
+        let took = self.began.elapsed();
+        self.count(took);
+        if !share::is_written(self.is_failure(), |hasher| hasher.write(self.id.as_bytes())) {
+            return self.listener.stats().mine().left_out.count();
+        }
         info!(
             target: "homescar::request",
-            listener = &*self.listener,
+            listener = &**self.listener.name(),
             client = display::<&dyn fmt::Display>(match &self.client {
                 Some(client) => client,
                 None => &self.peer,
@@ -164,7 +217,7 @@ impl Drop for RequestRecord {
             reason = self.outcome.reason,
             up,
             down,
-            ms = millis(self.began.elapsed()),
+            ms = millis(took),
             "request"
         );
     }

@@ -133,7 +133,7 @@ fn begin(
     out: &mut Vec<u8>,
 ) -> (RequestRecord, Result<Dispatch, Refusal>) {
     let new_record = |id| {
-        let listener = Arc::clone(visitor.listener.name());
+        let listener = Arc::clone(&visitor.listener);
         let mut record = RequestRecord::new(listener, visitor.client, Version::Http2);
         record.id = id;
         record
@@ -338,6 +338,7 @@ impl Errand<'_> {
             return;
         };
         self.ticket.is_tunnel();
+        self.record.becomes_tunnel();
         let config = destination.config();
         let from_backend = backend.take_rest();
         let tunnel = Tunnel {

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{Orders, Want, noticed, waits::exited};
 use crate::{
-    cluster::{Cluster, Snapshot},
+    cluster::{Cluster, Snapshot, StopReason},
     config::Key,
     supervisor::{
         generation::Generation,
@@ -57,6 +57,7 @@ impl Departure {
             self.finish_connections().await;
         }
         self.old.told_to_end = true;
+        self.old.count_stop(StopReason::Asked);
         self.end().await;
         let Self {
             cluster,

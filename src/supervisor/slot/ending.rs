@@ -32,6 +32,7 @@ impl SlotTask {
             Skip::Restarting
         };
         report::ended(&self.name, &ended, verdict);
+        self.count_wait(verdict.delay);
         let why_not = format!("its worker ended: {}", ended.how);
         let receipt = SlotReceipt {
             stderr: ended.stderr,

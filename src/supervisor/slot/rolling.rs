@@ -93,7 +93,7 @@ impl SlotTask {
         let number = self.next_number();
         let spawned =
             Generation::spawn_beside(&self.home, &mut self.room, number, workers, &entrances);
-        let generation = match spawned {
+        let mut generation = match spawned {
             Ok(generation) => generation,
             Err(error) => {
                 self.room.clear_beside();
@@ -102,6 +102,7 @@ impl SlotTask {
                 return Vec::new();
             }
         };
+        self.count_start(&mut generation, true);
         let why = match replace.reason {
             Reason::Asked => "is to be restarted",
             Reason::Changed => "was started with another configuration",
@@ -162,13 +163,14 @@ impl SlotTask {
         (generation.said_ready, generation.was_ready) = (true, true);
         let (number, pid) = (generation.number, generation.pid);
         let limits = generation.limits();
+        let boot = ready.unwrap_or_else(Instant::now) - began;
+        self.count_ready(boot);
         self.cluster.report(generation.replaced()).await;
         // From then on nobody is sent to the present one.
         stands_there(&self.cluster, &self.name, number).await;
         let Some(old) = self.running.replace(generation) else {
             return Vec::new();
         };
-        let boot = ready.unwrap_or_else(Instant::now) - began;
         info!(
             slot = %self.name, generation = number, pid,
             "{}: generation {number} has taken over from generation {}, ready after {}",

@@ -1,0 +1,297 @@
+//! What is counted of a slot beyond its connections. Counters outlive generations and snapshots.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use super::Skip;
+use crate::metrics::{Counter, Histogram, Lives, Tally, Waits};
+
+/// How often clients were served by their own slot. Counted at the slot that served them.
+#[derive(Debug, Default)]
+pub struct AffinityStats {
+    kept: Counter,
+    moved: Tally<{ Skip::ALL.len() }>,
+}
+
+impl AffinityStats {
+    /// Counts a client; `passed` is why its own slot was passed over, if it was.
+    pub fn count(&self, passed: Option<Skip>) {
+        match passed {
+            None => self.kept.count(),
+            Some(why) => self.moved.count(why.number()),
+        }
+    }
+
+    /// Clients of its own.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.kept.get()
+    }
+
+    /// Clients of others, whose slot was passed over for this reason.
+    #[must_use]
+    pub fn moved(&self, why: Skip) -> u64 {
+        self.moved.get(why.number())
+    }
+}
+
+/// How often a slot began to take clients, and to take none.
+#[derive(Debug, Default)]
+pub struct StateStats(Tally<{ 1 + Skip::ALL.len() }>);
+
+impl StateStats {
+    /// Counts a change to this state; `None` is ready.
+    pub(super) fn count(&self, state: Option<Skip>) {
+        self.0.count(state.map_or(0, |why| 1 + why.number()));
+    }
+
+    /// How often it became so.
+    #[must_use]
+    pub fn get(&self, state: Option<Skip>) -> u64 {
+        self.0.get(state.map_or(0, |why| 1 + why.number()))
+    }
+}
+
+/// How one active check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    /// Well.
+    Passed,
+    /// It was answered otherwise than it should be.
+    Wrong,
+    /// It was not answered.
+    Silent,
+    /// This machine had nothing left to ask with.
+    NotAsked,
+}
+
+impl CheckResult {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Passed, Self::Wrong, Self::Silent, Self::NotAsked];
+
+    /// The name that shows in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Wrong => "wrong",
+            Self::Silent => "silent",
+            Self::NotAsked => "not_asked",
+        }
+    }
+}
+
+/// Active checks of a slot.
+#[derive(Debug, Default)]
+pub struct CheckStats {
+    results: Tally<{ CheckResult::ALL.len() }>,
+    /// Of those that passed.
+    pub latency: Histogram<Waits>,
+}
+
+impl CheckStats {
+    /// Counts a check that took so long.
+    pub fn count(&self, result: CheckResult, took: Duration) {
+        self.results.count(result as usize);
+        if result == CheckResult::Passed {
+            self.latency.observe(took);
+        }
+    }
+
+    /// How many went so.
+    #[must_use]
+    pub fn get(&self, result: CheckResult) -> u64 {
+        self.results.get(result as usize)
+    }
+}
+
+/// Why a worker was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartReason {
+    /// It is its slot's first.
+    First,
+    /// The one before had ended.
+    Restart,
+    /// It is to take the place of one that runs.
+    Replacement,
+}
+
+impl StartReason {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::First, Self::Restart, Self::Replacement];
+
+    /// The name that shows in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Restart => "restart",
+            Self::Replacement => "replacement",
+        }
+    }
+}
+
+/// How a worker's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitKind {
+    /// With code 0.
+    Success,
+    /// With another code.
+    Failure,
+    /// By a signal.
+    Signal,
+    /// Killed by the kernel, for want of memory.
+    Oom,
+    /// It could not even be started, or its end not be learned.
+    Unknown,
+}
+
+impl ExitKind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Success,
+        Self::Failure,
+        Self::Signal,
+        Self::Oom,
+        Self::Unknown,
+    ];
+
+    /// The name that shows in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Signal => "signal",
+            Self::Oom => "oom",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why the end of a worker was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// homescar or its operator wanted it.
+    Asked,
+    /// It said that it is stopping.
+    Itself,
+    /// It was not ready in time.
+    NotReady,
+    /// It missed its watchdog.
+    Watchdog,
+    /// It did not answer checks.
+    Unresponsive,
+    /// It does not speak its contract.
+    Misfit,
+}
+
+impl StopReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Asked,
+        Self::Itself,
+        Self::NotReady,
+        Self::Watchdog,
+        Self::Unresponsive,
+        Self::Misfit,
+    ];
+
+    /// The name that shows in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Itself => "itself",
+            Self::NotReady => "not_ready",
+            Self::Watchdog => "watchdog",
+            Self::Unresponsive => "unresponsive",
+            Self::Misfit => "misfit",
+        }
+    }
+}
+
+/// The processes of a supervised slot.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    starts: Tally<{ StartReason::ALL.len() }>,
+    stops: Tally<{ StopReason::ALL.len() }>,
+    exits: Tally<{ ExitKind::ALL.len() }>,
+    /// From start to ready.
+    pub ready: Histogram<Lives>,
+    backoff_millis: AtomicU64,
+}
+
+impl WorkerStats {
+    /// Counts a start; whoever waited for it waits no longer.
+    pub fn started(&self, why: StartReason) {
+        self.starts.count(why as usize);
+        self.backoff_millis.store(0, Relaxed);
+    }
+
+    /// Counts the beginning of an end.
+    pub fn stops(&self, why: StopReason) {
+        self.stops.count(why as usize);
+    }
+
+    /// Counts an end.
+    pub fn exited(&self, how: ExitKind) {
+        self.exits.count(how as usize);
+    }
+
+    /// Notes how long its slot waits for the next one.
+    pub fn waits(&self, backoff: Duration) {
+        let millis = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX);
+        self.backoff_millis.store(millis, Relaxed);
+    }
+
+    /// Starts for this reason.
+    #[must_use]
+    pub fn starts(&self, why: StartReason) -> u64 {
+        self.starts.get(why as usize)
+    }
+
+    /// Ends that were begun for this reason.
+    #[must_use]
+    pub fn stopped(&self, why: StopReason) -> u64 {
+        self.stops.get(why as usize)
+    }
+
+    /// Ends of this kind.
+    #[must_use]
+    pub fn exits(&self, how: ExitKind) -> u64 {
+        self.exits.get(how as usize)
+    }
+
+    /// How long the slot waits for its next worker; zero while it has one.
+    #[must_use]
+    pub fn backoff(&self) -> Duration {
+        Duration::from_millis(self.backoff_millis.load(Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_number_of_its_own() {
+        for (number, why) in Skip::ALL.into_iter().enumerate() {
+            assert_eq!(why.number(), number, "{why}");
+        }
+        for (number, of) in CheckResult::ALL.into_iter().enumerate() {
+            assert_eq!(of as usize, number);
+        }
+        for (number, of) in StartReason::ALL.into_iter().enumerate() {
+            assert_eq!(of as usize, number);
+        }
+        for (number, of) in ExitKind::ALL.into_iter().enumerate() {
+            assert_eq!(of as usize, number);
+        }
+        for (number, of) in StopReason::ALL.into_iter().enumerate() {
+            assert_eq!(of as usize, number);
+        }
+    }
+}
