@@ -58,6 +58,7 @@
 //! |---|---|
 //! | [`affinity`] | nothing of ours |
 //! | [`config`] | nothing of ours |
+//! | [`handover`] | nothing of ours |
 //! | [`log`] | `config` |
 //! | [`tls`] | `config` |
 //! | [`cluster`] | `affinity`, `config`, `tls` |
@@ -89,6 +90,7 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod direct;
+pub mod handover;
 pub mod health;
 pub mod log;
 pub mod proxy;

@@ -27,6 +27,7 @@ impl App {
             .map(|cluster| cluster.drain.timeout)
             .max();
         let deadline = longest.unwrap_or_default();
+        self.manager.stopping("draining");
         info!(
             connections = self.open().await,
             "draining for up to {}; again to end now",
@@ -100,12 +101,12 @@ impl App {
     }
 }
 
-/// Waits for the next demand to end; reloads make no sense any more.
+/// Waits for the next demand to end; nothing else makes sense any more.
 async fn next_shutdown(signals: &mut mpsc::Receiver<Signal>) {
     loop {
         match signals.recv().await {
             Some(Signal::Shutdown) => return,
-            Some(Signal::Reload) => {}
+            Some(Signal::Reload | Signal::Upgrade) => {}
             None => std::future::pending().await,
         }
     }

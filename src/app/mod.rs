@@ -5,6 +5,7 @@ mod direct;
 mod drain;
 mod reload;
 mod secrets;
+mod service;
 mod tls;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -14,7 +15,13 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::{cluster::RunningCluster, direct::Directs, secrets::Signers, tls::Certificates};
+use self::{
+    cluster::RunningCluster,
+    direct::Directs,
+    secrets::Signers,
+    service::{PassedSockets, ServiceManager},
+    tls::Certificates,
+};
 pub use self::{secrets::SecretsFault, tls::TlsFaults};
 use crate::{
     config::{self, Bind, Config, Facts, Faults, LogOptions, Mode},
@@ -39,6 +46,7 @@ pub struct App {
     directs: Directs,
     certificates: Certificates,
     signers: Signers,
+    manager: ServiceManager,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
@@ -118,6 +126,8 @@ pub enum StartError {
 pub enum Signal {
     /// Read the configuration again.
     Reload,
+    /// Become the program that now stands in the place of this one.
+    Upgrade,
     /// Drain and end; the second one does not wait for connections, the third not for workers.
     Shutdown,
 }
@@ -151,7 +161,9 @@ impl App {
         let signers = Signers::default();
         let signing = signers.read(&config)?;
         let directs = Directs::bind(&config)?;
-        let mut groups = bind_new(&config, &HashMap::default())?;
+        let mut passed = PassedSockets::take();
+        let mut groups = bind_new(&config, &HashMap::default(), &mut passed)?;
+        passed.finish();
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let home = Arc::new(Home::new(exe)?);
         certificates.take(staged);
@@ -165,6 +177,7 @@ impl App {
             directs,
             certificates,
             signers,
+            manager: ServiceManager::greet(),
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             config,
@@ -202,16 +215,28 @@ impl App {
 
     /// Serves until it is told to end, then drains.
     pub async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
+        self.manager.ready(&self.status());
         loop {
             tokio::select! {
                 signal = signals.recv() => match signal {
-                    Some(Signal::Reload) => self.reload_file().await,
+                    Some(Signal::Reload) => {
+                        self.manager.reloading("reading the configuration again");
+                        self.reload_file().await;
+                        self.manager.ready(&self.status());
+                    }
+                    Some(Signal::Upgrade) => {}
                     Some(Signal::Shutdown) | None => break,
                 },
                 () = self.certificates.next_look() => self.certificates.look(),
             }
         }
         self.drain(signals).await;
+    }
+
+    /// One line for whoever asks the service manager.
+    fn status(&self) -> String {
+        let addresses: Vec<_> = self.addresses().iter().map(SocketAddr::to_string).collect();
+        format!("serving {}", addresses.join(", "))
     }
 
     async fn reload_file(&mut self) {
@@ -291,11 +316,16 @@ impl App {
 fn bind_new(
     config: &Config,
     open: &HashMap<Place, Arc<Door>>,
+    passed: &mut PassedSockets,
 ) -> Result<HashMap<Place, BoundGroup>, StartError> {
     let mut groups = HashMap::default();
     let relayed = |listener: &&config::Listener| listener.mode != Mode::Direct;
     for listener in config.listeners.iter().filter(relayed) {
         for place in Place::of(listener).filter(|place| !open.contains_key(place)) {
+            if let Some(group) = passed.group(place.bind, config.threads, listener.backlog) {
+                groups.insert(place, group);
+                continue;
+            }
             let port = place.bind.addr.port();
             let is_ours = open.values().any(|door| door.address().port() == port);
             let neighbour = if is_ours {

@@ -12,6 +12,7 @@ use super::{
     cluster::{RunningCluster, stop_workers},
     direct::refuse_changes,
     secrets,
+    service::PassedSockets,
 };
 use crate::{
     cluster::{Cluster, Slot},
@@ -38,7 +39,7 @@ impl App {
         refuse_changes(&self.config, &config)?;
         let staged = self.certificates.stage(&config)?;
         let signing = self.signers.read(&config)?;
-        let mut groups = bind_new(&config, &self.doors)?;
+        let mut groups = bind_new(&config, &self.doors, &mut PassedSockets::default())?;
         self.certificates.take(staged);
 
         self.plane.set_max_connections(config.max_connections);

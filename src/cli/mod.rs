@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod run;
 mod serve;
+mod signals;
 
 use std::{ffi::OsString, fmt, path::PathBuf, process::ExitCode};
 

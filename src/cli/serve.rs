@@ -1,31 +1,21 @@
 //! `homescar serve`, and what every command that serves does.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{
-    runtime::Builder,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::runtime::Builder;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::{Exit, LogArguments, complain, complain_faults};
+use super::{Exit, LogArguments, complain, complain_faults, signals};
 use crate::{
-    app::{App, ConfigFile, Signal, StartError},
+    app::{App, ConfigFile, StartError},
     config::{Config, Facts},
     log::Log,
 };
 
 /// This very program, also after its file was replaced by a newer one.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-
-/// Signals that may wait to be handled.
-const PENDING_SIGNALS: usize = 8;
 
 pub(super) fn run(file: PathBuf, log: LogArguments) -> Exit {
     let config = match load(&file) {
@@ -63,15 +53,16 @@ pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit 
     if let Some(file) = &file {
         config.log = file.log.over(config.log);
     }
-    let log = Log::start(config.log);
     let tasks = TaskTracker::new();
-    let signals = match signals(&tasks) {
+    // Before there is another thread, so that no thread has them unblocked.
+    let signals = match signals::block().and_then(|()| signals::receive(&tasks)) {
         Ok(signals) => signals,
         Err(error) => {
             complain(format_args!("cannot receive signals: {error}"));
             return Exit::Unavailable;
         }
     };
+    let log = Log::start(config.log);
     let app = match App::start(config, file, PathBuf::from(THIS_PROGRAM)) {
         Ok(app) => app,
         Err(faults @ (StartError::Tls(_) | StartError::Secrets(_))) => {
@@ -90,24 +81,6 @@ pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit 
         () = log.report_dropped() => {}
     }
     Exit::Ok
-}
-
-/// HUP reloads, TERM and INT end.
-fn signals(tasks: &TaskTracker) -> io::Result<mpsc::Receiver<Signal>> {
-    let (sender, receiver) = mpsc::channel(PENDING_SIGNALS);
-    let kinds = [
-        (SignalKind::hangup(), Signal::Reload),
-        (SignalKind::terminate(), Signal::Shutdown),
-        (SignalKind::interrupt(), Signal::Shutdown),
-    ];
-    for (kind, meaning) in kinds {
-        let mut stream = signal(kind)?;
-        let sender = sender.clone();
-        tasks.spawn(async move {
-            while stream.recv().await.is_some() && sender.send(meaning).await.is_ok() {}
-        });
-    }
-    Ok(receiver)
 }
 
 /// A proxy needs two descriptors a connection, and the soft limit is often 1,024.

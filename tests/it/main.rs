@@ -38,6 +38,7 @@ mod servers;
 mod stickiness;
 mod supervisor;
 mod support;
+mod systemd;
 mod tidy;
 mod tls;
 mod websocket;

@@ -7,9 +7,10 @@ use std::{
 };
 
 /// Which rooms a room may use, as printed in `src/lib.rs`.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("affinity", &[]),
     ("config", &[]),
+    ("handover", &[]),
     ("log", &["config"]),
     ("tls", &["config"]),
     ("cluster", &["affinity", "config", "tls"]),
@@ -25,6 +26,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "cluster",
             "config",
             "direct",
+            "handover",
             "health",
             "log",
             "proxy",
@@ -37,8 +39,9 @@ const MAY_USE: [(&str, &[&str]); 11] = [
 const LONGEST_FILE: usize = 450;
 
 /// Files that may hold unsafe code.
-const UNSAFE: [&str; 3] = [
+const UNSAFE: [&str; 4] = [
     "src/cluster/backlog.rs",
+    "src/handover.rs",
     "src/supervisor/exec.rs",
     "src/supervisor/process.rs",
 ];
