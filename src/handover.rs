@@ -3,15 +3,19 @@
 //!
 //! Everything that the program opens by itself has that flag. It is taken away at the last moment
 //! before an upgrade, and given back at once by whoever finds itself the new owner.
+//!
+//! Beside descriptors, points in time: see [`Moment`].
 
 use std::{
     collections::BTreeMap,
     fs, io,
     os::fd::{AsFd, AsRawFd, FromRawFd as _, IntoRawFd as _, OwnedFd},
+    time::Duration,
 };
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 /// What a descriptor is called on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -67,6 +71,11 @@ impl Outgoing {
         let number = Number::of(&copy);
         self.0.push(copy);
         Ok(number)
+    }
+
+    /// Their numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = Number> + '_ {
+        self.0.iter().map(Number::of)
     }
 
     /// Lets all of them pass through the next `execve(2)`.
@@ -129,6 +138,35 @@ impl Incoming {
     }
 }
 
+/// A point in time, as milliseconds from the one at which it is told: an `Instant` means nothing to
+/// another image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Moment(i64);
+
+impl Moment {
+    /// How far from `now` it is.
+    #[must_use]
+    pub fn of(at: Instant, now: Instant) -> Self {
+        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        match at.checked_duration_since(now) {
+            Some(ahead) => Self(millis(ahead)),
+            None => Self(-millis(now - at)),
+        }
+    }
+
+    /// When it is, told at `now`.
+    #[must_use]
+    pub fn at(self, now: Instant) -> Instant {
+        let distance = Duration::from_millis(self.0.unsigned_abs());
+        let at = match self.0 {
+            ..0 => now.checked_sub(distance),
+            _ => now.checked_add(distance),
+        };
+        at.unwrap_or(now)
+    }
+}
+
 fn missing(number: Number) -> io::Error {
     io::Error::other(format!("descriptor {} was not passed on", number.0))
 }
@@ -178,6 +216,19 @@ mod tests {
         assert!(is_held_back(&taken).unwrap());
         let error = incoming.take(number).unwrap_err();
         assert!(error.to_string().contains("was not passed on"), "{error}");
+    }
+
+    #[test]
+    fn a_moment_is_told_from_now() {
+        let now = Instant::now() + Duration::from_secs(100);
+        for millis in [0, 1, 2_500] {
+            let distance = Duration::from_millis(millis);
+            for at in [now + distance, now - distance] {
+                assert_eq!(Moment::of(at, now).at(now), at);
+            }
+        }
+        let later = now + Duration::from_secs(7);
+        assert_eq!(Moment::of(now, now).at(later), later);
     }
 
     #[test]

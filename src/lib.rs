@@ -62,9 +62,9 @@
 //! | [`log`] | `config` |
 //! | [`tls`] | `config` |
 //! | [`cluster`] | `affinity`, `config`, `tls` |
-//! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls` |
-//! | [`proxy`] | `cluster`, `affinity`, `config`, `tls` |
-//! | [`direct`] | `proxy`, `cluster`, `affinity`, `config` |
+//! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls`, `supervisor` also `handover` |
+//! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `tls` |
+//! | [`direct`] | `proxy`, `cluster`, `affinity`, `config`, `handover` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
 //! | [`cli`] | `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |

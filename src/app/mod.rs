@@ -7,8 +7,15 @@ mod reload;
 mod secrets;
 mod service;
 mod tls;
+mod upgrade;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ahash::HashMap;
 use tokio::sync::mpsc;
@@ -18,16 +25,21 @@ use tracing::{info, warn};
 use self::{
     cluster::RunningCluster,
     direct::Directs,
-    secrets::Signers,
+    secrets::{Signers, Signing},
     service::{PassedSockets, ServiceManager},
     tls::Certificates,
+    upgrade::Left,
 };
-pub use self::{secrets::SecretsFault, tls::TlsFaults};
+pub use self::{
+    secrets::SecretsFault,
+    tls::TlsFaults,
+    upgrade::{NoTakeover, Program, Takeover, check_upgrade},
+};
 use crate::{
     config::{self, Bind, Config, Facts, Faults, LogOptions, Mode},
     direct::DirectError,
     proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Neighbour, Settings},
-    supervisor::{Entrances, Home},
+    supervisor::{Entrances, Home, Resumption},
 };
 
 /// homescar at work.
@@ -47,6 +59,8 @@ pub struct App {
     certificates: Certificates,
     signers: Signers,
     manager: ServiceManager,
+    /// What an upgrade executes; none where that would not be all.
+    program: Option<Program>,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
@@ -155,6 +169,7 @@ impl App {
         config: Config,
         file: Option<ConfigFile>,
         exe: PathBuf,
+        program: Option<Program>,
     ) -> Result<Self, StartError> {
         let mut certificates = Certificates::default();
         let staged = certificates.stage(&config)?;
@@ -178,30 +193,47 @@ impl App {
             certificates,
             signers,
             manager: ServiceManager::greet(),
+            program,
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             config,
         };
-        for cluster in &app.config.clusters {
-            let entrances = app.entrances(&cluster.name, &groups);
-            let connector = app.certificates.connector(&cluster.name);
-            let running = RunningCluster::start(cluster, connector, entrances, &app.home);
-            app.clusters.insert(Arc::clone(&cluster.name), running);
+        app.start_clusters(&groups, &signing, None);
+        app.let_in(&mut groups);
+        Ok(app)
+    }
+
+    /// Starts all clusters, or goes on with them.
+    fn start_clusters(
+        &mut self,
+        groups: &HashMap<Place, BoundGroup>,
+        signing: &Signing,
+        mut from: Option<&mut Resumption>,
+    ) {
+        for cluster in &self.config.clusters {
+            let entrances = self.entrances(&cluster.name, groups);
+            let connector = self.certificates.connector(&cluster.name);
+            let from = from.as_deref_mut();
+            let running = RunningCluster::start(cluster, connector, entrances, &self.home, from);
+            self.clusters.insert(Arc::clone(&cluster.name), running);
         }
-        secrets::hand_out(&signing, |name| app.clusters.get(name));
-        for config in app.config.listeners.clone() {
+        secrets::hand_out(signing, |name| self.clusters.get(name));
+    }
+
+    /// Lets clients in, by all listeners.
+    fn let_in(&mut self, groups: &mut HashMap<Place, BoundGroup>) {
+        for config in self.config.listeners.clone() {
             if config.mode == Mode::Direct {
-                let cluster = &app.clusters[&config.cluster];
-                app.directs.run(config, cluster, &app.plane);
+                let cluster = &self.clusters[&config.cluster];
+                self.directs.run(config, cluster, &self.plane);
                 continue;
             }
-            let settings = app.settings(config);
+            let settings = self.settings(config);
             let listener = Listener::new(settings);
-            app.listeners
+            self.listeners
                 .insert(Arc::clone(listener.name()), Arc::clone(&listener));
-            app.open_doors(&listener, &mut groups);
+            self.open_doors(&listener, groups);
         }
-        Ok(app)
     }
 
     /// The real addresses of all listeners.
@@ -224,7 +256,11 @@ impl App {
                         self.reload_file().await;
                         self.manager.ready(&self.status());
                     }
-                    Some(Signal::Upgrade) => {}
+                    Some(Signal::Upgrade) => match self.upgrade(&mut signals).await {
+                        Left::Nothing => {}
+                        Left::Reload => self.reload_file().await,
+                        Left::End => break,
+                    },
                     Some(Signal::Shutdown) | None => break,
                 },
                 () = self.certificates.next_look() => self.certificates.look(),
@@ -248,6 +284,10 @@ impl App {
             Err(faults) => return log_faults(&faults),
         };
         config.log = log.over(config.log);
+        self.change_to(config, &path).await;
+    }
+
+    async fn change_to(&mut self, config: Config, path: &Path) {
         match self.reload(config).await {
             Ok(()) => info!(file = %path.display(), "reloaded"),
             Err(error) => {

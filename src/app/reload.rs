@@ -65,7 +65,7 @@ impl App {
             let entrances = self.entrances(&config.name, groups);
             let connector = self.certificates.connector(&config.name);
             let Some(running) = self.clusters.get_mut(&config.name) else {
-                let running = RunningCluster::start(config, connector, entrances, &self.home);
+                let running = RunningCluster::start(config, connector, entrances, &self.home, None);
                 self.clusters.insert(Arc::clone(&config.name), running);
                 continue;
             };

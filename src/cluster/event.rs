@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Backlog, Skip};
 use crate::config::{self, Address};
 
@@ -68,7 +70,7 @@ pub enum Event {
 }
 
 /// What active checks say of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Health {
     /// Nothing yet.
     Unknown,

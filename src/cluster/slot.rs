@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Backlog, Health};
 use crate::{affinity::SlotId, config::Address};
 
@@ -61,7 +63,7 @@ pub struct Backend {
 }
 
 /// Why a slot is passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Skip {
     /// Its first worker is not ready yet.
     Starting,

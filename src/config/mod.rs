@@ -33,6 +33,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 pub use affinity::{Affinity, Cookie, Key, SameSite, Secure};
 pub use facts::Facts;
 pub use fault::{Fault, Faults, Position};
@@ -118,7 +120,7 @@ pub struct StaticBackend {
 }
 
 /// The address of a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Address {
     /// TCP.
     Tcp(SocketAddr),
@@ -144,7 +146,7 @@ impl fmt::Display for Address {
 }
 
 /// The processes of a cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Workers {
     /// Program and arguments; run without a shell.
     pub command: Vec<String>,
@@ -183,7 +185,7 @@ impl Workers {
 }
 
 /// How a worker gets its socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Contract {
     /// A free loopback port in `PORT`.
     Port,
@@ -197,7 +199,7 @@ pub enum Contract {
 }
 
 /// What makes a starting worker ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadyBy {
     /// Whichever comes first (the default).
     Auto,

@@ -12,14 +12,15 @@ use tokio::{io::Interest, net::TcpStream, time::Instant};
 
 use super::{
     admit::Permit,
+    carried::{Carried, Resumed},
     connect::{Connected, Search, Upstream},
     http::{self, Visitor},
     identify::{self, Introduced},
     listener::{Listener, Settings},
     proxy_protocol::{self, MAX_WRITTEN},
     record::{CloseReason, ConnectionRecord},
-    registry::Ticket,
-    relay::{End, Preface, Side, relay},
+    registry::{self, Ticket},
+    relay::{End, Paused, Preface, Side, State, relay},
     secure::Downstream,
 };
 use crate::{
@@ -169,11 +170,12 @@ async fn served<D: Downstream>(
         }
         let preface = early.preface(send_proxy, client.socket(), record);
         let idle = config.timeouts.idle;
+        let state = State::new(preface);
         let end = match upstream {
-            Upstream::Tcp(stream) => carry(client, stream, preface, record, idle).await,
-            Upstream::Unix(stream) => carry(client, stream, preface, record, idle).await,
-            Upstream::Tls(stream) => carry(client, stream, preface, record, idle).await,
-            Upstream::TlsUnix(stream) => carry(client, stream, preface, record, idle).await,
+            Upstream::Tcp(stream) => carry(client, stream, state, record, ticket, idle).await,
+            Upstream::Unix(stream) => carry(client, stream, state, record, ticket, idle).await,
+            Upstream::Tls(stream) => carry(client, stream, state, record, ticket, idle).await,
+            Upstream::TlsUnix(stream) => carry(client, stream, state, record, ticket, idle).await,
         };
         match home {
             // The worker ended with this connection still in its queue: the client knows nothing.
@@ -189,24 +191,62 @@ async fn served<D: Downstream>(
     }
 }
 
+/// Serves a client that an earlier image of the program has served until now.
+pub(super) async fn resume(listener: Arc<Listener>, resumed: Resumed, ticket: Ticket) {
+    let Resumed {
+        mut record,
+        client,
+        upstream,
+        relay: state,
+    } = resumed;
+    let mut client = Open::new(client);
+    if let Some(home) = &record.journey.home {
+        ticket.goes_to(&home.slot().stats);
+    }
+    let idle = listener.settings().config.timeouts.idle;
+    let end = match upstream {
+        Upstream::Tcp(stream) => {
+            carry(&mut client, stream, state, &mut record, &ticket, idle).await
+        }
+        Upstream::Unix(stream) => {
+            carry(&mut client, stream, state, &mut record, &ticket, idle).await
+        }
+        // They are not carried over.
+        Upstream::Tls(_) | Upstream::TlsUnix(_) => return,
+    };
+    client.is_orderly = end.reason != CloseReason::BackendReset;
+    record.reason = end.reason;
+}
+
 async fn carry<D: Downstream>(
     client: &mut Open<D>,
     upstream: impl Side,
-    preface: Preface,
+    mut state: State,
     record: &mut ConnectionRecord,
+    ticket: &Ticket,
     idle: Option<Duration>,
 ) -> End {
     let mut upstream = Open::new(upstream);
-    let end = relay(
-        &mut **client,
-        &mut *upstream,
-        preface,
-        &mut record.traffic,
-        idle,
-    )
-    .await;
-    upstream.is_orderly = end.reason != CloseReason::ClientReset;
-    end
+    if client.descriptor().is_some() && upstream.descriptor().is_some() {
+        ticket.can_be_carried().await;
+    }
+    loop {
+        let traffic = &mut record.traffic;
+        match relay(&mut **client, &mut *upstream, state, traffic, idle).await {
+            Paused::Over(end) => {
+                ticket.cannot_be_carried();
+                upstream.is_orderly = end.reason != CloseReason::ClientReset;
+                return end;
+            }
+            Paused::Frozen(frozen) => {
+                registry::offer(Carried::new(record, &**client, &*upstream, &frozen));
+                registry::thawed().await;
+                // The upgrade did not come.
+                Carried::stay(&**client, &*upstream);
+                state = frozen;
+            }
+        }
+    }
 }
 
 /// What came along with a PROXY header.

@@ -7,6 +7,7 @@
 
 mod admit;
 mod bind;
+mod carried;
 mod connect;
 mod connection;
 mod door;
@@ -21,6 +22,7 @@ mod relay;
 mod secure;
 
 pub use bind::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes};
+pub use carried::Carried;
 pub use door::Door;
 #[cfg(fuzzing)]
 pub use http::fuzzing;

@@ -1,5 +1,7 @@
 //! One record per connection: who, where to, why there, how much, how long, who ended it and why.
 
+mod saved;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -9,6 +11,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
+pub(super) use self::saved::SavedRecord;
 use crate::{
     cluster::{Skip, Slot},
     tls::HandshakeError,

@@ -8,9 +8,12 @@
 //!   the other way. A reset of one side becomes a reset of the other.
 //! - The fast path reads no clock: the idle timer compares byte counts when it fires.
 
+mod saved;
+
 use std::{
     cell::RefCell,
     future::{Future as _, poll_fn},
+    os::fd::{AsFd as _, BorrowedFd},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -22,7 +25,11 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::record::{CloseReason, Traffic};
+pub(super) use self::saved::SavedState;
+use super::{
+    record::{CloseReason, Traffic},
+    registry,
+};
 
 /// One read takes at most this much; also the most that is kept per direction for a slow reader.
 const SCRATCH: usize = 64 * 1024;
@@ -47,6 +54,16 @@ pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
 
     /// Whether the peer has reset the connection, without reading from it.
     fn was_reset(&self) -> bool;
+
+    /// The descriptor, where that is all there is to it.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether it is a Unix socket.
+    fn is_unix(&self) -> bool {
+        false
+    }
 }
 
 impl Side for TcpStream {
@@ -57,6 +74,10 @@ impl Side for TcpStream {
 
     fn was_reset(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
     }
 }
 
@@ -70,6 +91,14 @@ impl<S: Side> Side for &mut S {
     fn was_reset(&self) -> bool {
         S::was_reset(self)
     }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        S::descriptor(self)
+    }
+
+    fn is_unix(&self) -> bool {
+        S::is_unix(self)
+    }
 }
 
 impl Side for UnixStream {
@@ -77,6 +106,14 @@ impl Side for UnixStream {
 
     fn was_reset(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+
+    fn is_unix(&self) -> bool {
+        true
     }
 }
 
@@ -88,6 +125,40 @@ pub(super) struct End {
     /// Not one byte of the client's went to the backend, nor of the backend's to the client: the
     /// client can be taken to another backend without noticing.
     pub(super) untouched: bool,
+}
+
+/// How a relay came back.
+#[derive(Debug)]
+pub(super) enum Paused {
+    /// The connection is over.
+    Over(End),
+    /// It stands still, and goes on from here.
+    Frozen(State),
+}
+
+/// A relay between two of its moments.
+#[derive(Debug)]
+pub(super) struct State {
+    to_up: Flow,
+    to_down: Flow,
+    first_to_end: Option<CloseReason>,
+    /// The preface had nothing of the client's.
+    nothing_early: bool,
+}
+
+impl State {
+    /// One that has not begun.
+    pub(super) fn new(preface: Preface) -> Self {
+        Self {
+            nothing_early: preface.bytes.len() == preface.ours,
+            to_up: Flow {
+                pending: Pending::new(preface),
+                ..Flow::default()
+            },
+            to_down: Flow::default(),
+            first_to_end: None,
+        }
+    }
 }
 
 /// What goes to the backend before anything that the client sends from now on.
@@ -102,26 +173,30 @@ pub(super) struct Preface {
 /// Relays between a client (`down`) and a backend (`up`) until the connection is over, counting
 /// bytes into `traffic` as they are taken. When the end is a reset, the caller passes it on.
 ///
-/// `idle` ends a connection on which no byte moved for that long, at most a quarter later.
+/// `idle` ends a connection on which no byte moved for that long, at most a quarter later. Where both
+/// sides are nothing but descriptors, it stands still when it has to.
 pub(super) async fn relay<D: Side, U: Side>(
     down: &mut D,
     up: &mut U,
-    preface: Preface,
+    state: State,
     traffic: &mut Traffic,
     idle: Option<Duration>,
-) -> End {
-    let nothing_early = preface.bytes.len() == preface.ours;
-    let mut to_up = Flow {
-        pending: Pending::new(preface),
-        ..Flow::default()
-    };
-    let mut to_down = Flow::default();
-    let mut first_to_end = None;
+) -> Paused {
+    let State {
+        mut to_up,
+        mut to_down,
+        mut first_to_end,
+        nothing_early,
+    } = state;
+    let can_be_carried = down.descriptor().is_some() && up.descriptor().is_some();
     let mut watch = Watch::new(idle, *traffic);
     let timer = sleep(watch.armed_for);
     tokio::pin!(timer);
 
     let reason = poll_fn(|cx| {
+        if can_be_carried && registry::is_frozen() {
+            return Poll::Ready(None);
+        }
         // Downwards first: what the backend said before it was reset still reaches the client.
         let downwards = to_down.poll(cx, up, down, &mut traffic.down, to_up.done);
         let upwards = to_up.poll(cx, down, up, &mut traffic.up, to_down.done);
@@ -133,18 +208,18 @@ pub(super) async fn relay<D: Side, U: Side>(
         }
         match (upwards, downwards) {
             (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
-                return Poll::Ready(CloseReason::ClientReset);
+                return Poll::Ready(Some(CloseReason::ClientReset));
             }
             (_, Poll::Ready(Err(Fault::Source))) => {
-                return Poll::Ready(CloseReason::BackendReset);
+                return Poll::Ready(Some(CloseReason::BackendReset));
             }
             (Poll::Ready(Err(Fault::Sink)), _) => {
                 // It may have said why before it went, and the end of its stream is no end now.
                 let _last_words = to_down.poll(cx, up, down, &mut traffic.down, true);
-                return Poll::Ready(CloseReason::BackendReset);
+                return Poll::Ready(Some(CloseReason::BackendReset));
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
-                return Poll::Ready(first_to_end.unwrap_or(CloseReason::ClientClosed));
+                return Poll::Ready(first_to_end.or(Some(CloseReason::ClientClosed)));
             }
             (Poll::Pending, _) | (_, Poll::Pending) => {}
         }
@@ -152,21 +227,29 @@ pub(super) async fn relay<D: Side, U: Side>(
         watch.mind_blocked(timer.as_mut(), blocked);
         while timer.as_mut().poll(cx).is_ready() {
             if to_up.is_blocked() && down.was_reset() {
-                return Poll::Ready(CloseReason::ClientReset);
+                return Poll::Ready(Some(CloseReason::ClientReset));
             }
             if to_down.is_blocked() && up.was_reset() {
-                return Poll::Ready(CloseReason::BackendReset);
+                return Poll::Ready(Some(CloseReason::BackendReset));
             }
             if watch.tick(timer.as_mut(), *traffic, blocked) {
-                return Poll::Ready(CloseReason::IdleTimeout);
+                return Poll::Ready(Some(CloseReason::IdleTimeout));
             }
         }
         Poll::Pending
     })
     .await;
 
+    let Some(reason) = reason else {
+        return Paused::Frozen(State {
+            to_up,
+            to_down,
+            first_to_end,
+            nothing_early,
+        });
+    };
     let untouched = nothing_early && !to_up.is_blocked() && traffic.up == 0 && traffic.down == 0;
-    End { reason, untouched }
+    Paused::Over(End { reason, untouched })
 }
 
 /// One direction.
@@ -411,8 +494,10 @@ mod tests {
         down.readable().await.unwrap();
         up.readable().await.unwrap();
         let mut traffic = Traffic::default();
-        let preface = Preface::default();
-        let end = relay(&mut down, &mut up, preface, &mut traffic, None).await;
+        let state = State::new(Preface::default());
+        let Paused::Over(end) = relay(&mut down, &mut up, state, &mut traffic, None).await else {
+            panic!("it stands still");
+        };
         assert_eq!(end.reason, CloseReason::BackendReset);
         assert!(!end.untouched, "they were read");
     }

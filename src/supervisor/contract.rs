@@ -1,5 +1,7 @@
 //! The worker's contract: how it gets its socket, and what its environment says.
 
+mod saved;
+
 use std::{
     ffi::OsString,
     fs, io,
@@ -13,6 +15,7 @@ use nix::unistd::User;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::warn;
 
+pub(super) use self::saved::{SavedBacklog, SavedRoom};
 use super::{
     entrance::Entrances,
     exec::{FIRST_FD, Plan},

@@ -3,6 +3,7 @@
 mod notices;
 mod retiring;
 mod rolling;
+mod saved;
 
 use std::{
     collections::VecDeque,
@@ -18,15 +19,17 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-pub(super) use self::rolling::Turns;
 use self::{
     notices::{noticed, was_not_ready},
     rolling::{Successor, settled},
+    saved::Resumed,
 };
+pub(super) use self::{rolling::Turns, saved::SavedSlot};
 use super::{
     contract::Room,
     entrance::Entrances,
     generation::{Ended, Generation},
+    halt::Member,
     home::Home,
     node::{Channel, SharedSockets},
     notify::{Message, NotifySocket},
@@ -34,7 +37,7 @@ use super::{
     process::Process,
     report,
     restart::Verdict,
-    worker::{Action, Event, Limits, Why, Worker},
+    worker::{Action, Event, Limits, Why},
 };
 use crate::{
     cluster::{self, Cluster, Skip, SlotStats, Snapshot},
@@ -86,6 +89,10 @@ pub(super) struct SlotTask {
     drained_by: Option<Instant>,
     /// Nobody gives orders any more.
     orphaned: bool,
+    /// Its place among those who stand still for an upgrade.
+    member: Member,
+    /// It goes on from an earlier image of the program.
+    resumed: Option<Resumed>,
 }
 
 impl SlotTask {
@@ -99,6 +106,8 @@ impl SlotTask {
         let name: Arc<str> = format!("{}/{index}", cluster.name()).into();
         let last = home.last_generation(Arc::clone(&name));
         Self {
+            member: home.halt().join(Arc::clone(&name)),
+            resumed: None,
             room: Room::new(Arc::clone(&home), Arc::clone(&name), shared, index),
             name,
             cluster,
@@ -130,8 +139,9 @@ impl SlotTask {
 
     /// From the first spawn to [`Action::Finish`].
     async fn generations(&mut self) {
-        let mut worker = Worker::new(Instant::now());
+        let mut worker = self.first().await;
         let mut snapshots = self.cluster.subscribe();
+        snapshots.mark_changed();
         let mut ended = None;
         let mut events = VecDeque::from(self.obey().await);
         loop {
@@ -175,6 +185,7 @@ impl SlotTask {
                     Ok(()) => events.extend(self.obey().await),
                     Err(_) => events.push_back(self.is_orphaned()),
                 },
+                () = self.member.called() => self.stand_still(&worker).await,
                 permit = Self::turn(outdated) => self.begin_replacement(permit),
                 outcome = settled(self.successor.as_mut()) => {
                     events.extend(self.succeed(outcome).await);

@@ -41,4 +41,5 @@ mod support;
 mod systemd;
 mod tidy;
 mod tls;
+mod upgrade;
 mod websocket;

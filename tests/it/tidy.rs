@@ -15,9 +15,15 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("tls", &["config"]),
     ("cluster", &["affinity", "config", "tls"]),
     ("health", &["cluster", "config", "tls"]),
-    ("supervisor", &["cluster", "config"]),
-    ("proxy", &["affinity", "cluster", "config", "tls"]),
-    ("direct", &["affinity", "cluster", "config", "proxy"]),
+    ("supervisor", &["cluster", "config", "handover"]),
+    (
+        "proxy",
+        &["affinity", "cluster", "config", "handover", "tls"],
+    ),
+    (
+        "direct",
+        &["affinity", "cluster", "config", "handover", "proxy"],
+    ),
     ("demo", &[]),
     (
         "app",

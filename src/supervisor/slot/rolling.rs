@@ -57,6 +57,11 @@ impl Turns {
             .is_some_and(|failed| Arc::ptr_eq(failed, workers))
     }
 
+    /// Lets no slot have its turn, until what this gives is dropped. Waits for the one that has it.
+    pub(in crate::supervisor) async fn hold(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.turn).acquire_owned().await.ok()
+    }
+
     fn give_up(&self, workers: &Arc<Workers>) {
         *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(workers));
     }
