@@ -9,6 +9,7 @@
 //! - The fast path reads no clock: the idle timer compares byte counts when it fires.
 
 mod saved;
+mod watch;
 
 use std::{
     cell::RefCell,
@@ -22,10 +23,11 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
-    time::{Instant, Sleep, sleep},
+    time::sleep,
 };
 
 pub(super) use self::saved::SavedState;
+use self::watch::Watch;
 use super::{
     record::{CloseReason, Traffic},
     registry,
@@ -36,9 +38,6 @@ const SCRATCH: usize = 64 * 1024;
 
 /// Reads in a row before other connections of the thread get their turn.
 const READS_PER_TURN: usize = 16;
-
-/// How often the source of a direction that is blocked is looked at for a reset.
-const BLOCKED_CHECK: Duration = Duration::from_secs(1);
 
 thread_local! {
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
@@ -403,73 +402,6 @@ impl Pending {
         Poll::Ready(Ok(self.sent == self.bytes.len()))
     }
 }
-
-/// Notices that nothing moves, without reading a clock while something does.
-#[derive(Debug)]
-struct Watch {
-    idle: Option<Duration>,
-    /// What the timer is set to.
-    armed_for: Duration,
-    /// How long nothing has moved, as of the last tick.
-    quiet: Duration,
-    seen: Traffic,
-    /// The timer is set to look after a blocked direction.
-    minds_blocked: bool,
-}
-
-impl Watch {
-    fn new(idle: Option<Duration>, seen: Traffic) -> Self {
-        let mut new = Self {
-            idle,
-            armed_for: Duration::ZERO,
-            quiet: Duration::ZERO,
-            seen,
-            minds_blocked: false,
-        };
-        new.armed_for = new.relaxed();
-        new
-    }
-
-    /// Between ticks while no direction is blocked.
-    fn relaxed(&self) -> Duration {
-        self.idle.map_or(NEVER, |idle| idle / 4)
-    }
-
-    /// Sets the timer sooner once a direction is blocked: its source is not read from, so that
-    /// its reset would go unnoticed.
-    fn mind_blocked(&mut self, timer: Pin<&mut Sleep>, blocked: bool) {
-        if blocked && !self.minds_blocked {
-            self.minds_blocked = true;
-            self.arm(timer);
-        }
-    }
-
-    /// The timer has fired: counts the time, and sets it anew. True when the connection is idle.
-    fn tick(&mut self, timer: Pin<&mut Sleep>, now: Traffic, blocked: bool) -> bool {
-        if now == self.seen {
-            self.quiet += self.armed_for;
-        } else {
-            self.seen = now;
-            self.quiet = Duration::ZERO;
-        }
-        self.minds_blocked = blocked;
-        self.arm(timer);
-        self.idle.is_some_and(|idle| self.quiet >= idle)
-    }
-
-    fn arm(&mut self, timer: Pin<&mut Sleep>) {
-        let relaxed = self.relaxed();
-        self.armed_for = if self.minds_blocked {
-            relaxed.min(BLOCKED_CHECK)
-        } else {
-            relaxed
-        };
-        timer.reset(Instant::now() + self.armed_for);
-    }
-}
-
-/// Longer than a connection lives.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {

@@ -93,7 +93,7 @@ impl Home {
             generations: HashMap::new(),
         };
         if let Err(error) = socket.read_exact(&mut ready) {
-            let _gone_already = shared.guard.kill();
+            shared.guard.kill();
             let _reaped = shared.guard.wait();
             let text = format!("the guard process ({exe:?} __guard) did not start: {error}");
             return Err(io::Error::new(error.kind(), text));
@@ -248,7 +248,7 @@ impl Drop for Home {
             };
             let _overdue = farewell();
         }
-        let _gone_already = shared.guard.kill();
+        shared.guard.kill();
         let _status = shared.guard.wait();
     }
 }

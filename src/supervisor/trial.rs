@@ -58,6 +58,6 @@ fn all_of(pipe: impl Read + AsFd) -> String {
     let _blocks = ioctl_fionbio(&pipe, true);
     let _cut = pipe.take(ANSWER).read_to_end(&mut bytes);
     let lines = bytes.split(|byte| *byte == b'\n');
-    let lines: Vec<_> = lines.map(|line| printable(line).to_string()).collect();
+    let lines: Vec<_> = lines.map(printable).collect();
     lines.join("\n")
 }

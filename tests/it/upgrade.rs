@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -31,16 +30,16 @@ use crate::support::{
 const UPGRADES: usize = 20;
 
 /// A homescar whose program can be replaced.
-struct Replaceable {
-    homescar: Homescar,
+pub(crate) struct Replaceable {
+    pub(crate) homescar: Homescar,
     folder: TempDir,
 }
 
 impl Replaceable {
-    fn serve(config: &str) -> Self {
+    pub(crate) fn serve(config: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let program = folder.path().join("homescar");
-        fs::copy(env!("CARGO_BIN_EXE_homescar"), &program).unwrap();
+        copy(Path::new(env!("CARGO_BIN_EXE_homescar")), &program);
         let mut command = Command::new(&program);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         Self {
@@ -54,11 +53,16 @@ impl Replaceable {
     }
 
     /// Puts another file in the place of the program, as an installer does.
-    fn replace_by(&self, write: impl FnOnce(&Path)) {
+    fn replace_by(&self, file: &Path) {
         let new = self.folder.path().join("new");
-        write(&new);
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        copy(file, &new);
         fs::rename(new, self.program()).unwrap();
+    }
+
+    fn replace_by_script(&self, text: &str) {
+        let draft = self.folder.path().join("draft");
+        fs::write(&draft, text).unwrap();
+        self.replace_by(&draft);
     }
 
     /// Asks for an upgrade, and waits for its receipt.
@@ -70,7 +74,7 @@ impl Replaceable {
         self.homescar.line_after(mark, "receipt", is_receipt).await
     }
 
-    async fn must_upgrade(&self) -> Value {
+    pub(crate) async fn must_upgrade(&self) -> Value {
         let receipt = self.upgrade().await;
         assert_eq!(message(&receipt), "upgraded", "{}", self.homescar.tail());
         receipt
@@ -93,6 +97,15 @@ impl Replaceable {
             .parse()
             .unwrap()
     }
+}
+
+/// Copies a program, by another process: what this one writes to, processes that it starts may have
+/// open for a moment, and a file that is written to cannot be executed.
+fn copy(from: &Path, to: &Path) {
+    let arguments = ["-m", "755", "-T"];
+    let mut command = Command::new("install");
+    let copied = command.args(arguments).args([from, to]).status().unwrap();
+    assert!(copied.success());
 }
 
 fn config(mode: &str, contract: &str) -> String {
@@ -307,17 +320,13 @@ async fn what_cannot_take_over_does_not() {
     let workers = one.homescar.all_ready("app", 3).await;
     let web = one.homescar.address("web").await;
     let mut tunnel = tunnels(web, 1).await.remove(0);
-    let script = |text: &'static str| move |new: &Path| fs::write(new, text).unwrap();
     let stale = "#!/bin/sh\ncat >/dev/null; echo 'format 0 wanted' >&2; exit 78\n";
-    let half =
-        "#!/bin/sh\n[ \"$1\" = __check-upgrade ] && { echo 'can take over: homescar 9'; exit; }\n";
-    let _fails_later = half;
     for (new, why) in [
         ("no program at all", "cannot be executed"),
         ("#!/bin/sh\nexit 0\n", "no homescar that can take over"),
         (stale, "format 0 wanted"),
     ] {
-        one.replace_by(script(new));
+        one.replace_by_script(new);
         let receipt = one.upgrade().await;
         let told = message(&receipt).to_owned();
         assert!(
@@ -326,7 +335,7 @@ async fn what_cannot_take_over_does_not() {
         );
         tunnel.echo(b"still here").await.unwrap();
     }
-    one.replace_by(|new| assert!(fs::copy(env!("CARGO_BIN_EXE_homescar"), new).unwrap() > 0));
+    one.replace_by(Path::new(env!("CARGO_BIN_EXE_homescar")));
     let mark = one.homescar.mark();
     fs::write(
         one.homescar.config_file(),
@@ -383,4 +392,174 @@ async fn an_upgraded_homescar_drains_and_ends_as_any() {
     one.homescar.signal(Signal::SIGTERM);
     assert!(one.homescar.exit().await.success());
     assert!(workers.iter().all(|pid| !is_alive(*pid)));
+}
+
+/// A new program that says it could take over, and then cannot: the state that it gets is of another
+/// format. It executes the old one, which must find the state as it was: so what stands in the old
+/// one's place puts it right first.
+const FAILS_LATER: &str = r#"#!/usr/bin/env python3
+import json, os, sys
+REAL, BACK = "REAL_PROGRAM", "BACK_SCRIPT"
+args = sys.argv[1:]
+if args[0] == "__resume":
+    with open(f"/proc/self/fd/{args[1]}") as memory:
+        state = json.load(memory)
+    state["format"] = 99
+    with open(f"/proc/self/fd/{args[1]}", "w") as memory:
+        json.dump(state, memory)
+    old = state["old_image"]
+    os.dup2(old, 200)
+    os.dup2(os.open(BACK, os.O_RDONLY), old)
+os.execv(REAL, ["homescar", *args])
+"#;
+const PUTS_RIGHT: &str = r#"#!/usr/bin/env python3
+import json, os, sys
+args = sys.argv[1:]
+with open(f"/proc/self/fd/{args[1]}") as memory:
+    state = json.load(memory)
+state["format"] = 1
+with open(f"/proc/self/fd/{args[1]}", "w") as memory:
+    json.dump(state, memory)
+os.dup2(200, state["old_image"])
+os.close(200)
+os.execv(f"/proc/self/fd/{state['old_image']}", ["homescar", *args])
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_fails_after_all_gives_everything_back() {
+    let one = Replaceable::serve(&config("tcp", "fd"));
+    let workers = one.homescar.all_ready("app", 3).await;
+    let web = one.homescar.address("web").await;
+    let mut tunnels = tunnels(web, 4).await;
+    let load = Load::of_short_connections(web);
+    let (draft, back) = (
+        one.folder.path().join("puts"),
+        one.folder.path().join("back"),
+    );
+    fs::write(&draft, PUTS_RIGHT).unwrap();
+    copy(&draft, &back);
+    let text = FAILS_LATER
+        .replace("REAL_PROGRAM", env!("CARGO_BIN_EXE_homescar"))
+        .replace("BACK_SCRIPT", back.to_str().unwrap());
+    one.replace_by_script(&text);
+    for _ in 0..2 {
+        let receipt = one.upgrade().await;
+        let told = message(&receipt).to_owned();
+        let why = "the new program failed";
+        assert!(
+            told.contains(why) && told.contains("of format 99"),
+            "{told}"
+        );
+        for tunnel in &mut tunnels {
+            tunnel.echo(b"still here").await.unwrap();
+        }
+    }
+    one.replace_by(Path::new(env!("CARGO_BIN_EXE_homescar")));
+    one.must_upgrade().await;
+    for tunnel in &mut tunnels {
+        tunnel.echo(b"still here").await.unwrap();
+    }
+    assert!(load.end().await > 0);
+    assert!(workers.iter().all(|pid| is_alive(*pid)));
+}
+
+/// What workers print is whole, also when half a line had come; a slot that waits for its next
+/// generation does so in the new image too, and counts on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_lines_and_crash_loops_go_on() {
+    let go = TempDir::new().unwrap();
+    let go = go.path().join("go");
+    let command = format!(
+        "printf half >&2; while [ ! -e {} ]; do sleep 0.05; done; echo ' and half' >&2; exit 3",
+        go.display()
+    );
+    let text = config("tcp", "port").replace(
+        &format!("[\"{WORKER}\"], count = 3"),
+        &format!("[\"sh\", \"-c\", \"{command}\"], count = 1"),
+    );
+    let one = Replaceable::serve(&text);
+    one.homescar.address("web").await;
+    let mark = one.homescar.mark();
+    one.must_upgrade().await;
+    one.must_upgrade().await;
+    fs::create_dir_all(go.parent().unwrap()).unwrap();
+    fs::write(&go, "").unwrap();
+    let whole = |line: &Value| message(line) == "half and half" && line["generation"] == 1;
+    one.homescar.line_after(mark, "the whole line", whole).await;
+    let ended = |line: &Value| message(line).contains("app/0 ended: exit code 3");
+    one.homescar.line_after(mark, "the end", ended).await;
+    one.must_upgrade().await;
+    let loops = |line: &Value| message(line).contains("crash-loops: 5 generations");
+    let line = one.homescar.line_after(mark, "the crash loop", loops).await;
+    assert_eq!(line["generation"], 5);
+}
+
+/// Those that cannot come along hear so: a WebSocket gets its Close, and nobody is cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_is_told() {
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
+
+    let backend = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = backend.local_addr().unwrap();
+    let text = format!(
+        r#"
+        [listener.web]
+        bind = "127.0.0.1:0"
+        mode = "http"
+        cluster = "app"
+        [cluster.app]
+        backends = ["{at}"]
+        drain = {{ timeout = "20s", spread = "100ms" }}
+        "#
+    );
+    let one = Replaceable::serve(&text);
+    let web = one.homescar.address("web").await;
+    let stream = TcpStream::connect(web).await.unwrap();
+    let accepted = async {
+        let (stream, _) = backend.accept().await.unwrap();
+        tokio_tungstenite::accept_async(stream).await.unwrap()
+    };
+    let url = format!("ws://{web}/");
+    let (client, mut served) = tokio::join!(tokio_tungstenite::client_async(url, stream), accepted);
+    let (mut client, _) = client.unwrap();
+    client.send(Message::text("hello")).await.unwrap();
+    served.next().await.unwrap().unwrap();
+    let talks = async { while let Some(Ok(_)) = served.next().await {} };
+    let (receipt, told, ()) = tokio::join!(
+        one.must_upgrade(),
+        async {
+            let mut told = None;
+            while let Some(Ok(message)) = timeout(SOON, client.next()).await.unwrap() {
+                if let Message::Close(frame) = message {
+                    told = frame.map(|frame| frame.code);
+                }
+            }
+            told
+        },
+        talks
+    );
+    assert_eq!(told, Some(CloseCode::Restart));
+    let carried = (&receipt["cut"], &receipt["connections"]);
+    assert_eq!(carried, (&0.into(), &0.into()));
+}
+
+/// `homescar run` has no file: its configuration is handed over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_homescar_without_a_file_is_upgraded_too() {
+    let listen = ["run", "--log-format", "json", "--listen", "127.0.0.1:0"];
+    let workers = ["--workers", "2", "--", WORKER];
+    let homescar = Homescar::command(&[&listen[..], &workers[..]].concat(), &[]);
+    let workers = homescar.all_ready("app", 2).await;
+    let web = homescar.address("web").await;
+    let mut tunnel = tunnels(web, 1).await.remove(0);
+    for _ in 0..2 {
+        let mark = homescar.mark();
+        homescar.signal(Signal::SIGUSR2);
+        let receipt = |line: &Value| message(line).contains("upgraded");
+        let receipt = homescar.line_after(mark, "receipt", receipt).await;
+        assert_eq!(message(&receipt), "upgraded", "{}", homescar.tail());
+        tunnel.echo(b"still here").await.unwrap();
+    }
+    assert!(workers.iter().all(|pid| is_alive(*pid)));
 }

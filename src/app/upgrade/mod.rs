@@ -119,7 +119,7 @@ impl Inbox<'_> {
 impl App {
     /// Becomes the program that now stands in the place of this one; returns only when that does
     /// not come about, which is logged.
-    pub(super) async fn upgrade(&mut self, signals: &mut mpsc::Receiver<Signal>) -> Left {
+    pub(super) async fn upgrade(&self, signals: &mut mpsc::Receiver<Signal>) -> Left {
         let mut inbox = Inbox {
             signals,
             reload: false,

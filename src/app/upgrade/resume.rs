@@ -25,6 +25,7 @@ use crate::{
     config::{Config, Facts},
     handover::Incoming,
     proxy::{BoundGroup, DataPlane, Listener},
+    supervisor::Home,
 };
 
 /// For slots to be in the table as they were.
@@ -70,6 +71,40 @@ impl Prepared {
             plane: Arc::new(plane),
         })
     }
+
+    fn into_app(
+        self,
+        config: Config,
+        file: Option<ConfigFile>,
+        home: Home,
+        program: Program,
+    ) -> (App, HashMap<Place, BoundGroup>, secrets::Signing) {
+        let Self {
+            groups,
+            directs,
+            certificates,
+            signers,
+            signing,
+            plane,
+        } = self;
+        let app = App {
+            config,
+            file,
+            home: Arc::new(home),
+            plane,
+            clusters: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            doors: HashMap::default(),
+            directs,
+            certificates,
+            signers,
+            manager: ServiceManager::greet(),
+            program: Some(program),
+            leaving: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        };
+        (app, groups, signing)
+    }
 }
 
 impl App {
@@ -112,30 +147,7 @@ impl App {
             path: program,
             arguments,
         };
-        let Prepared {
-            mut groups,
-            directs,
-            certificates,
-            signers,
-            signing,
-            plane,
-        } = prepared;
-        let mut app = Self {
-            config,
-            file,
-            home: Arc::new(home),
-            plane,
-            clusters: BTreeMap::new(),
-            listeners: BTreeMap::new(),
-            doors: HashMap::default(),
-            directs,
-            certificates,
-            signers,
-            manager: ServiceManager::greet(),
-            program: Some(program),
-            leaving: TaskTracker::new(),
-            shutdown: CancellationToken::new(),
-        };
+        let (mut app, mut groups, signing) = prepared.into_app(config, file, home, program);
         app.start_clusters(&groups, &signing, Some(&mut resumption));
         let mut incoming = resumption.finish(PUBLISHED_WITHIN).await;
         app.resume_slots(&slots).await;

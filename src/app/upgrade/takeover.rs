@@ -76,6 +76,7 @@ impl Takeover {
                 failed,
                 arguments: arguments.clone(),
             })),
+            Err(why) if failed.is_some() => Err(NoTakeover(why)),
             Err(why) => Err(go_back(incoming, back.old_image, number, &why, arguments)),
         }
     }
@@ -91,6 +92,10 @@ impl Takeover {
     /// Leaves everything to the image before, which goes on. Returns when that cannot be.
     #[must_use]
     pub fn go_back(self, why: &str) -> NoTakeover {
+        if let Some(failed) = self.failed {
+            // This is the image before.
+            return NoTakeover(format!("{why}; the new program had failed: {failed}"));
+        }
         let image = self.state.old_image;
         go_back(self.incoming, image, self.number, why, &self.arguments)
     }
