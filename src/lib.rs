@@ -44,6 +44,12 @@
 //! ([`OnDown`](config::OnDown)) until the next generation stands in it. The hash table does not
 //! change by any of this: same slots, same names, same clients.
 //!
+//! # The life of an image
+//!
+//! On SIGUSR2 the process becomes another program, `app/upgrade/`: everything stands still
+//! (`supervisor/halt.rs`, `proxy/registry/freeze.rs`), the `saved.rs` of each room says what the next
+//! image has to know, descriptors pass by their numbers ([`handover`]), and that image goes on with them.
+//!
 //! # Two planes
 //!
 //! The data plane ([`proxy::DataPlane`]) has threads of its own, each with a runtime and a socket

@@ -16,8 +16,8 @@ use crate::{
     handover::{Incoming, Number, Outgoing},
 };
 
-/// For threads that accept in place of a worker. One whose client was faster taken by the worker
-/// waits for the next client, and is not waited for.
+/// For threads that accept in place of a worker. One whose client the worker has taken first is stuck
+/// until the next one comes, and is not waited for.
 const PAUSE_WITHIN: Duration = Duration::from_millis(300);
 
 /// A [`Direct`], for the next image of the program.
@@ -28,13 +28,6 @@ pub struct SavedDirect {
     /// The sockets of each of its addresses, in the order of the slots.
     groups: Vec<Vec<Number>>,
     has_relayed: bool,
-}
-
-impl SavedDirect {
-    /// All its sockets.
-    pub fn descriptors(&self) -> impl Iterator<Item = Number> + '_ {
-        self.groups.iter().flatten().copied()
-    }
 }
 
 impl Direct {

@@ -94,6 +94,13 @@ async fn the_service_manager_is_told_how_we_are_and_workers_hear_nothing_of_it()
     assert!(at > 0, "{reloading}");
     manager.next("READY=1\n");
 
+    homescar.signal(Signal::SIGUSR2);
+    let upgrading = manager.next("RELOADING=1\n");
+    assert!(upgrading.contains("STATUS=upgrading"), "{upgrading}");
+    let ready = manager.next("READY=1\n");
+    assert!(ready.contains(&pid), "{ready}");
+    assert_eq!(manager.next("WATCHDOG=1"), "WATCHDOG=1\n");
+
     homescar.ready("app/0").await;
     let printed = |name: &str| {
         let log = homescar.log();
@@ -149,9 +156,12 @@ async fn a_passed_socket_is_listened_on_and_a_stray_one_told() {
     homescar
         .line("its environment", |line| message(line) == "LISTEN_FDS=1")
         .await;
-    // A reload does not take them for new.
+    // Neither a reload nor an upgrade takes them for new.
     let answer = homescar.reload(&config).await;
     assert_eq!(message(&answer), "reloaded");
+    homescar.signal(Signal::SIGUSR2);
+    let receipt = homescar.message("upgraded").await;
+    assert_eq!(message(&receipt), "upgraded");
     let mut client = Client::connect(at(&web)).await.unwrap();
     client.whoami().await.unwrap();
 }

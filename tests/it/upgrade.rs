@@ -563,3 +563,38 @@ async fn a_homescar_without_a_file_is_upgraded_too() {
     }
     assert!(workers.iter().all(|pid| is_alive(*pid)));
 }
+
+/// One that neither comes along nor goes, here a client that owes its PROXY header, holds up nobody for
+/// longer than the drain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_go_is_cut_and_counted() {
+    let text = config("tcp", "port")
+        .replace(
+            "mode = \"tcp\"",
+            "accept_proxy = true\ntrusted = [\"127.0.0.0/8\"]",
+        )
+        .replace("timeout = \"5s\"", "timeout = \"300ms\"");
+    let one = Replaceable::serve(&text);
+    one.homescar.all_ready("app", 3).await;
+    let web = one.homescar.address("web").await;
+    let mut silent = Client::connect(web).await.unwrap();
+    let here = silent.local_addr();
+    let greeted = async |client: &mut Client| {
+        client
+            .send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+            .await?;
+        client.whoami().await
+    };
+    let mut talks = Client::connect(web).await.unwrap();
+    greeted(&mut talks).await.unwrap();
+    let receipt = one.must_upgrade().await;
+    let counts = (&receipt["cut"], &receipt["connections"]);
+    assert_eq!(counts, (&1.into(), &1.into()));
+    assert!(silent.rest().await.is_err());
+    let record = one.homescar.record_of(here).await;
+    assert_eq!(record["reason"], "cut");
+    talks.whoami().await.unwrap();
+    greeted(&mut Client::connect(web).await.unwrap())
+        .await
+        .unwrap();
+}

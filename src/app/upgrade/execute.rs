@@ -17,7 +17,7 @@ use nix::{
         signal::{Signal, raise},
         stat::Mode,
     },
-    unistd::{execve, fexecve},
+    unistd::execve,
 };
 
 use super::{Program, state::State};
@@ -68,9 +68,10 @@ pub(super) fn execute(program: &Program, state: Number, reload: bool) -> String 
     }
 }
 
-/// Executes the image that this one was to follow; gives why that failed.
+/// Executes the image that this one was to follow, whose descriptor is open and passes; gives why that
+/// failed.
 pub(super) fn revive(
-    image: &OwnedFd,
+    image: Number,
     name: &OsStr,
     state: Number,
     why: &str,
@@ -83,8 +84,10 @@ pub(super) fn revive(
         why.into(),
     ];
     all.extend(arguments.iter().cloned());
-    let executed =
-        strings(all).and_then(|arguments| Ok(fexecve(image, &arguments, &environment()?)?));
+    let executed = strings(all).and_then(|arguments| {
+        let path = CString::new(format!("/proc/self/fd/{}", image.get()))?;
+        Ok(execve(&path, &arguments, &environment()?)?)
+    });
     match executed {
         Ok(never) => match never {},
         Err(error) => error.to_string(),

@@ -28,8 +28,7 @@ impl App {
             return;
         }
         self.plane.note().await;
-        let drains = self.config.clusters.iter().map(|cluster| &cluster.drain);
-        let longest = drains.map(|drain| drain.timeout).max().unwrap_or_default();
+        let longest = self.longest_drain();
         info!(
             connections = others,
             "connections that cannot come along get up to {}",
@@ -44,6 +43,11 @@ impl App {
         while self.plane.others(true).await > 0 && Instant::now() < deadline {
             sleep(LOOK_AGAIN).await;
         }
+    }
+
+    fn longest_drain(&self) -> Duration {
+        let drains = self.config.clusters.iter().map(|cluster| &cluster.drain);
+        drains.map(|drain| drain.timeout).max().unwrap_or_default()
     }
 
     /// Lets nobody in any more: who comes waits in the sockets, which this gives. Ends what cannot
@@ -61,7 +65,8 @@ impl App {
             doors.push((place.clone(), sockets));
         }
         self.plane.ask_to_leave(&Cut::All, Duration::ZERO).await;
-        let last = timeout(LAST_REQUESTS, self.no_others()).await;
+        let last = LAST_REQUESTS.min(self.longest_drain());
+        let last = timeout(last, self.no_others()).await;
         if last.is_ok() {
             return Ok((doors, 0));
         }

@@ -108,7 +108,7 @@ fn go_back(
     why: &str,
     arguments: &[OsString],
 ) -> NoTakeover {
-    let Some(image) = image.and_then(|image| incoming.copy(image).ok()) else {
+    let Some(image) = image else {
         return NoTakeover(format!("{why}; there is no way back"));
     };
     incoming.pass_on();
@@ -116,7 +116,7 @@ fn go_back(
         [name, rest @ ..] => (&**name, rest),
         [] => (OsStr::new("homescar"), [].as_slice()),
     };
-    let error = revive(&image, name, state, why, rest);
+    let error = revive(image, name, state, why, rest);
     NoTakeover(format!("{why}; the way back is closed: {error}"))
 }
 
@@ -173,7 +173,6 @@ fn load(path: &Path) -> Result<Config, String> {
     Config::load(path, &Facts::of_this_process()).map_err(|faults| faults.to_string())
 }
 
-/// For whoever reads the state that is not there.
 impl From<io::Error> for NoTakeover {
     fn from(error: io::Error) -> Self {
         Self(error.to_string())
