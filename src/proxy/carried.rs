@@ -3,7 +3,9 @@
 //!
 //! Those are relays in mode `tcp`, without encryption on either side.
 
-use std::{io, net::TcpStream as StdTcpStream, os::unix::net::UnixStream as StdUnixStream};
+use std::{
+    io, net::TcpStream as StdTcpStream, os::unix::net::UnixStream as StdUnixStream, time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
@@ -97,7 +99,7 @@ impl Carried {
 
 impl Arrived {
     /// The connection again, on the thread that is to have it.
-    pub(super) fn resume(self, snapshot: &Snapshot) -> io::Result<Resumed> {
+    pub(super) fn resume(self, snapshot: &Snapshot, idle: Option<Duration>) -> io::Result<Resumed> {
         let upstream = match self.carried.is_unix {
             true => Upstream::Unix(UnixStream::from_std(StdUnixStream::from(self.backend))?),
             false => Upstream::Tcp(TcpStream::from_std(StdTcpStream::from(self.backend))?),
@@ -106,7 +108,7 @@ impl Arrived {
             client: TcpStream::from_std(self.client)?,
             upstream,
             record: ConnectionRecord::resumed(self.carried.record, snapshot),
-            relay: State::resumed(self.carried.relay),
+            relay: State::resumed(self.carried.relay, idle),
         })
     }
 }

@@ -197,7 +197,7 @@ pub(super) fn take(
 pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: Arrived) {
     let settings = listener.settings();
     let snapshot = settings.cluster.load();
-    let resumed = match arrived.resume(&snapshot) {
+    let resumed = match arrived.resume(&snapshot, settings.config.timeouts.idle) {
         Ok(resumed) => resumed,
         Err(error) => return warn!(%error, "a connection cannot be carried on"),
     };
@@ -214,7 +214,7 @@ pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: A
     );
     let listener = Arc::clone(listener);
     registry::spawn(Arc::clone(&listener), |ticket| async move {
-        connection::resume(listener, resumed, ticket).await;
+        connection::resume(resumed, ticket).await;
         drop(permits);
     });
 }

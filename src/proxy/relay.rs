@@ -126,36 +126,31 @@ pub(super) struct End {
     pub(super) untouched: bool,
 }
 
-/// How a relay came back.
-#[derive(Debug)]
-pub(super) enum Paused {
-    /// The connection is over.
-    Over(End),
-    /// It stands still, and goes on from here.
-    Frozen(State),
-}
-
 /// A relay between two of its moments.
 #[derive(Debug)]
 pub(super) struct State {
     to_up: Flow,
     to_down: Flow,
-    first_to_end: Option<CloseReason>,
+    /// Whether that was the client, once a side has ended its stream.
+    client_ended_first: Option<bool>,
     /// The preface had nothing of the client's.
     nothing_early: bool,
+    /// Ends a connection on which no byte moved for that long, at most a quarter later.
+    idle: Option<Duration>,
 }
 
 impl State {
     /// One that has not begun.
-    pub(super) fn new(preface: Preface) -> Self {
+    pub(super) fn new(preface: Preface, idle: Option<Duration>) -> Self {
         Self {
+            idle,
             nothing_early: preface.bytes.len() == preface.ours,
             to_up: Flow {
                 pending: Pending::new(preface),
                 ..Flow::default()
             },
             to_down: Flow::default(),
-            first_to_end: None,
+            client_ended_first: None,
         }
     }
 }
@@ -172,23 +167,23 @@ pub(super) struct Preface {
 /// Relays between a client (`down`) and a backend (`up`) until the connection is over, counting
 /// bytes into `traffic` as they are taken. When the end is a reset, the caller passes it on.
 ///
-/// `idle` ends a connection on which no byte moved for that long, at most a quarter later. Where both
-/// sides are nothing but descriptors, it stands still when it has to.
+/// Where both sides are nothing but descriptors, it stands still when it has to, and gives nothing: it
+/// goes on from `state`.
 pub(super) async fn relay<D: Side, U: Side>(
     down: &mut D,
     up: &mut U,
-    state: State,
+    state: &mut State,
     traffic: &mut Traffic,
-    idle: Option<Duration>,
-) -> Paused {
+) -> Option<End> {
     let State {
-        mut to_up,
-        mut to_down,
-        mut first_to_end,
+        to_up,
+        to_down,
+        client_ended_first,
         nothing_early,
+        idle,
     } = state;
     let can_be_carried = down.descriptor().is_some() && up.descriptor().is_some();
-    let mut watch = Watch::new(idle, *traffic);
+    let mut watch = Watch::new(*idle, *traffic);
     let timer = sleep(watch.armed_for);
     tokio::pin!(timer);
 
@@ -199,11 +194,9 @@ pub(super) async fn relay<D: Side, U: Side>(
         // Downwards first: what the backend said before it was reset still reaches the client.
         let downwards = to_down.poll(cx, up, down, &mut traffic.down, to_up.done);
         let upwards = to_up.poll(cx, down, up, &mut traffic.up, to_down.done);
-        if first_to_end.is_none() {
-            first_to_end = to_down
-                .source_ended
-                .then_some(CloseReason::BackendClosed)
-                .or_else(|| to_up.source_ended.then_some(CloseReason::ClientClosed));
+        if client_ended_first.is_none() {
+            let by_client = || to_up.source_ended.then_some(true);
+            *client_ended_first = to_down.source_ended.then_some(false).or_else(by_client);
         }
         match (upwards, downwards) {
             (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
@@ -218,7 +211,10 @@ pub(super) async fn relay<D: Side, U: Side>(
                 return Poll::Ready(Some(CloseReason::BackendReset));
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
-                return Poll::Ready(first_to_end.or(Some(CloseReason::ClientClosed)));
+                return Poll::Ready(Some(match client_ended_first {
+                    Some(false) => CloseReason::BackendClosed,
+                    Some(true) | None => CloseReason::ClientClosed,
+                }));
             }
             (Poll::Pending, _) | (_, Poll::Pending) => {}
         }
@@ -237,18 +233,10 @@ pub(super) async fn relay<D: Side, U: Side>(
         }
         Poll::Pending
     })
-    .await;
+    .await?;
 
-    let Some(reason) = reason else {
-        return Paused::Frozen(State {
-            to_up,
-            to_down,
-            first_to_end,
-            nothing_early,
-        });
-    };
-    let untouched = nothing_early && !to_up.is_blocked() && traffic.up == 0 && traffic.down == 0;
-    Paused::Over(End { reason, untouched })
+    let untouched = *nothing_early && !to_up.is_blocked() && traffic.up == 0 && traffic.down == 0;
+    Some(End { reason, untouched })
 }
 
 /// One direction.
@@ -426,10 +414,9 @@ mod tests {
         down.readable().await.unwrap();
         up.readable().await.unwrap();
         let mut traffic = Traffic::default();
-        let state = State::new(Preface::default());
-        let Paused::Over(end) = relay(&mut down, &mut up, state, &mut traffic, None).await else {
-            panic!("it stands still");
-        };
+        let mut state = State::new(Preface::default(), None);
+        let end = relay(&mut down, &mut up, &mut state, &mut traffic).await;
+        let end = end.unwrap();
         assert_eq!(end.reason, CloseReason::BackendReset);
         assert!(!end.untouched, "they were read");
     }

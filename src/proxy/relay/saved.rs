@@ -1,10 +1,11 @@
 //! A relay between two of its moments, for the next image of the program: what was read and not
 //! taken yet, and which side has ended.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Flow, Pending, State};
-use crate::proxy::record::CloseReason;
 
 /// A [`State`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,26 +29,22 @@ struct SavedFlow {
 impl State {
     /// What the next image has to know of it.
     pub(in crate::proxy) fn saved(&self) -> SavedState {
-        let is_client = |reason| reason == CloseReason::ClientClosed;
         SavedState {
             to_up: self.to_up.saved(),
             to_down: self.to_down.saved(),
-            client_ended_first: self.first_to_end.map(is_client),
+            client_ended_first: self.client_ended_first,
             nothing_early: self.nothing_early,
         }
     }
 
     /// The same again.
-    pub(in crate::proxy) fn resumed(saved: SavedState) -> Self {
-        let reason = |is_client| match is_client {
-            true => CloseReason::ClientClosed,
-            false => CloseReason::BackendClosed,
-        };
+    pub(in crate::proxy) fn resumed(saved: SavedState, idle: Option<Duration>) -> Self {
         Self {
             to_up: Flow::resumed(saved.to_up),
             to_down: Flow::resumed(saved.to_down),
-            first_to_end: saved.client_ended_first.map(reason),
+            client_ended_first: saved.client_ended_first,
             nothing_early: saved.nothing_early,
+            idle,
         }
     }
 }
