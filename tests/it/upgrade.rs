@@ -598,3 +598,31 @@ async fn who_does_not_go_is_cut_and_counted() {
         .await
         .unwrap();
 }
+
+/// Bytes that were read and not yet taken come along, in both directions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_on_their_way_arrive_whole() {
+    const LENGTH: usize = 12 * 1024 * 1024;
+    let one = Replaceable::serve(&config("tcp", "port"));
+    one.homescar.all_ready("app", 3).await;
+    let web = one.homescar.address("web").await;
+    let tunnel = tunnels(web, 1).await.remove(0);
+    let (mut read, mut write) = tunnel.stream.into_inner().into_split();
+    let sent: Vec<u8> = (0..LENGTH)
+        .map(|index| (index / 7 + index / 251) as u8)
+        .collect();
+    let copy = sent.clone();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { write.write_all(&copy).await.map(|()| drop(write)) });
+    // Nobody reads meanwhile: everything on the way is full.
+    for _ in 0..3 {
+        one.must_upgrade().await;
+    }
+    let mut back = vec![0; LENGTH];
+    timeout(SOON, read.read_exact(&mut back))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(back == sent, "other bytes came back");
+    tasks.join_next().await.unwrap().unwrap().unwrap();
+}
