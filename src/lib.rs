@@ -44,6 +44,12 @@
 //! ([`OnDown`](config::OnDown)) until the next generation stands in it. The hash table does not
 //! change by any of this: same slots, same names, same clients.
 //!
+//! # The life of an image
+//!
+//! On SIGUSR2 the process becomes another program, `app/upgrade/`: everything stands still
+//! (`supervisor/halt.rs`, `proxy/registry/freeze.rs`), the `saved.rs` of each room says what the next
+//! image has to know, descriptors pass by their numbers ([`handover`]), and that image goes on with them.
+//!
 //! # Two planes
 //!
 //! The data plane ([`proxy::DataPlane`]) has threads of its own, each with a runtime and a socket
@@ -59,12 +65,13 @@
 //! | [`affinity`] | nothing of ours |
 //! | [`metrics`] | nothing of ours |
 //! | [`config`] | nothing of ours |
+//! | [`handover`] | nothing of ours |
 //! | [`log`] | `config` |
 //! | [`tls`] | `config` |
 //! | [`cluster`] | `affinity`, `config`, `tls` |
-//! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls` |
-//! | [`proxy`] | `cluster`, `affinity`, `config`, `metrics`, `tls` |
-//! | [`direct`] | `proxy`, `cluster`, `affinity`, `config` |
+//! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls`, `supervisor` also `handover` |
+//! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `metrics`, `tls` |
+//! | [`direct`] | `proxy`, `cluster`, `affinity`, `config`, `handover` |
 //! | [`admin`] | `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
@@ -92,6 +99,7 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod direct;
+pub mod handover;
 pub mod health;
 pub mod log;
 pub mod metrics;

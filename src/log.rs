@@ -3,8 +3,11 @@
 
 use std::{
     fmt::{self, Write as _},
-    io::{self, IsTerminal as _},
-    sync::OnceLock,
+    io::{self, IsTerminal as _, Write},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -30,6 +33,13 @@ use crate::config::{self, LogFormat, LogLevel};
 const QUEUE: usize = 16 * 1024;
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+/// Lines that were handed over to be written, and those that were.
+static HANDED: AtomicU64 = AtomicU64::new(0);
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+
+/// For queued lines to be written.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
+
 static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 
 /// Keeps the log's writer alive; what is queued is written when it is dropped.
@@ -47,11 +57,15 @@ impl Log {
             .lossy(true)
             .buffered_lines_limit(QUEUE)
             .thread_name("log")
-            .finish(io::stderr());
+            .finish(Stderr);
         let dropped = writer.error_counter();
         let _set_before = DROPPED.set(dropped.clone());
         let (filter, level) = reload::Layer::new(level_filter(config.level));
-        let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+        let counted = move || {
+            HANDED.fetch_add(1, SeqCst);
+            writer.clone()
+        };
+        let lines = tracing_subscriber::fmt::layer().with_writer(counted);
         let lines = match config.format {
             LogFormat::Json => lines
                 .json()
@@ -101,6 +115,31 @@ pub fn dropped_lines() -> u64 {
     DROPPED
         .get()
         .map_or(0, |dropped| dropped.dropped_lines() as u64)
+}
+
+/// Waits until all that is queued now is written, for a second at most.
+pub async fn flush() {
+    let wanted = HANDED.load(SeqCst);
+    let deadline = tokio::time::Instant::now() + FLUSHED_WITHIN;
+    while WRITTEN.load(SeqCst) < wanted && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Standard error, with a count of what was written.
+#[derive(Debug)]
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let written = io::stderr().write_all(line);
+        WRITTEN.fetch_add(1, SeqCst);
+        written.map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Changes the level of the running log.

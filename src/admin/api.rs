@@ -34,7 +34,7 @@ const LONGEST_BODY: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All that there is, with the method of each.
-const PATHS: [(&str, Method); 10] = [
+const PATHS: [(&str, Method); 11] = [
     ("/live", Method::GET),
     ("/ready", Method::GET),
     ("/status", Method::GET),
@@ -44,6 +44,7 @@ const PATHS: [(&str, Method); 10] = [
     ("/scale", Method::POST),
     ("/slot", Method::POST),
     ("/reload", Method::POST),
+    ("/upgrade", Method::POST),
     ("/stop", Method::POST),
 ];
 
@@ -96,6 +97,7 @@ pub(super) async fn answer(
         "/slot" => slot(request, demands)
             .await
             .unwrap_or_else(|why| refuse(&why)),
+        "/upgrade" => done(ask(demands, Demand::Upgrade).await, "upgraded"),
         "/reload" => done(ask(demands, Demand::Reload).await, "reloaded"),
         _ => done(ask(demands, Demand::Stop).await, "ending"),
     }

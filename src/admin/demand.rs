@@ -39,6 +39,9 @@ pub enum Demand {
         /// That it is so.
         answer: Answer<()>,
     },
+    /// Become the program that now stands in the place of this one. Only one that did not is left to
+    /// answer.
+    Upgrade(Answer<()>),
     /// Drain and end; once more, to end sooner.
     Stop(Answer<()>),
 }
@@ -64,7 +67,9 @@ impl Demand {
                 reply(answer, Ok(()));
                 return true;
             }
-            Self::Reload(answer) | Self::Slot { answer, .. } => refuse(answer),
+            Self::Reload(answer) | Self::Upgrade(answer) | Self::Slot { answer, .. } => {
+                refuse(answer)
+            }
             Self::Restart { answer, .. } => refuse(answer),
             Self::Scale { answer, .. } => refuse(answer),
         }

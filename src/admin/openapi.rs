@@ -17,7 +17,7 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
                        those for /live and /ready needs `Authorization: Bearer TOKEN`."
     ),
     paths(
-        live, ready, status, metrics, openapi, restart, scale, slot, reload, stop
+        live, ready, status, metrics, openapi, restart, scale, slot, reload, upgrade, stop
     ),
     components(schemas(view::Error))
 )]
@@ -75,6 +75,11 @@ const fn slot() {}
     (status = 200, body = view::Done), (status = 422, body = view::Error)
 ))]
 const fn reload() {}
+
+/// Becomes the program that now stands in the place of this one. Only one that did not is left to
+/// answer: the connection breaks off when it did, and the next program answers at the same socket.
+#[utoipa::path(post, path = "/upgrade", responses((status = 422, body = view::Error)))]
+const fn upgrade() {}
 
 /// Begins the orderly end; asked again, connections are cut, and then workers killed.
 #[utoipa::path(post, path = "/stop", responses((status = 200, body = view::Done)))]

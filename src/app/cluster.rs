@@ -2,14 +2,14 @@
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cluster::{Cluster, Event},
     config::{self, Source},
     health::{Checker, Watch},
-    supervisor::{Busy, Entrances, Home, SlotReceipt, Supervisor},
+    supervisor::{Busy, Entrances, Home, Resumption, SlotReceipt, Supervisor},
     tls::Connector,
 };
 
@@ -28,6 +28,7 @@ impl RunningCluster {
         connector: Option<Arc<Connector>>,
         entrances: Entrances,
         home: &Arc<Home>,
+        from: Option<&mut Resumption>,
     ) -> Self {
         let (cluster, controller) = Cluster::new(config);
         if let Some(connector) = connector {
@@ -47,8 +48,21 @@ impl RunningCluster {
             tasks,
             stop,
         };
-        new.supervise(config, entrances, home);
+        match (&config.source, from) {
+            (Source::Workers(workers), Some(from)) => {
+                let (cluster, home) = (new.cluster.clone(), Arc::clone(home));
+                let workers = Arc::clone(workers);
+                new.supervisor = Some(Supervisor::resume(cluster, home, workers, entrances, from));
+            }
+            _ => new.supervise(config, entrances, home),
+        }
         new
+    }
+
+    /// Lets no worker be replaced, until what this gives is dropped. Waits for the replacement that
+    /// is under way.
+    pub(super) async fn hold_replacements(&self) -> Option<OwnedSemaphorePermit> {
+        self.supervisor.as_ref()?.hold_replacements().await
     }
 
     /// Runs a task for as long as the cluster is at work.
@@ -74,6 +88,12 @@ impl RunningCluster {
         if let Some(connector) = connector {
             self.cluster.set_connector(connector);
         }
+        self.publish(config).await;
+        self.supervise(config, entrances, home);
+    }
+
+    /// Returns once a configuration, and all that was reported before, is in the table.
+    pub(super) async fn publish(&self, config: &config::Cluster) {
         let next = Arc::new(config.clone());
         self.cluster
             .report(Event::Configure(Arc::clone(&next)))
@@ -86,7 +106,6 @@ impl RunningCluster {
                 Arc::ptr_eq(&now.config, &next)
             })
             .await;
-        self.supervise(config, entrances, home);
     }
 
     pub(super) fn supervise(

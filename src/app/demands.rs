@@ -1,9 +1,11 @@
 //! What a running homescar is told: by signals, and by the admin API.
 
+use std::path::Path;
+
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{App, ConfigFile, Signal, log_faults};
+use super::{App, ConfigFile, Signal, log_faults, upgrade::Left};
 use crate::{
     admin::{self, Demand, Refused},
     config::{Config, Facts},
@@ -39,13 +41,18 @@ impl Inbox {
         }
     }
 
+    /// Signals alone.
+    pub(super) const fn signals(&mut self) -> &mut mpsc::Receiver<Signal> {
+        &mut self.signals
+    }
+
     /// Waits for the next demand to end; all others make no sense any more.
     pub(super) async fn next_shutdown(&mut self) {
         loop {
             tokio::select! {
                 signal = self.signals.recv() => match signal {
                     Some(Signal::Shutdown) => return,
-                    Some(Signal::Reload | Signal::More | Signal::Fewer) => {}
+                    Some(Signal::Reload | Signal::More | Signal::Fewer | Signal::Upgrade) => {}
                     None => std::future::pending().await,
                 },
                 Some(demand) = self.demands.recv() => {
@@ -67,10 +74,16 @@ pub(super) enum Told {
 
 impl App {
     /// Does what was told.
-    pub(super) async fn obey(&mut self, told: Told) -> Next {
+    pub(super) async fn obey(&mut self, told: Told, inbox: &mut Inbox) -> Next {
         match told {
             Told::Signal(Signal::Reload) => {
                 let _said_in_the_log = self.reload_file().await;
+            }
+            Told::Signal(Signal::Upgrade) => return self.try_upgrade(inbox).await.0,
+            Told::Demand(Demand::Upgrade(answer)) => {
+                let (next, why) = self.try_upgrade(inbox).await;
+                admin::reply(answer, Err(Refused::Failed(why)));
+                return next;
             }
             Told::Signal(Signal::More) => self.scale_all(1).await,
             Told::Signal(Signal::Fewer) => self.scale_all(-1).await,
@@ -104,8 +117,10 @@ impl App {
 
     /// Reads the configuration again, and takes it on; what is wrong with it is logged too.
     async fn reload_file(&mut self) -> Result<(), String> {
+        self.manager.reloading("reading the configuration again");
         let reloaded = self.try_reload_file().await;
-        self.board.reloaded(reloaded.clone());
+        self.manager.ready(&self.status());
+        self.office.board.reloaded(reloaded.clone());
         reloaded
     }
 
@@ -120,6 +135,24 @@ impl App {
             faults.to_string()
         })?;
         config.log = log.over(config.log);
+        self.change_to(config, &path).await
+    }
+
+    /// Becomes the next program, if it can; else says why not.
+    async fn try_upgrade(&mut self, inbox: &mut Inbox) -> (Next, String) {
+        let (left, why) = self.upgrade(inbox.signals()).await;
+        match left {
+            Left::Nothing => {}
+            Left::Reload => {
+                let _said_in_the_log = self.reload_file().await;
+            }
+            Left::End => return (Next::End, why),
+        }
+        (Next::GoOn, why)
+    }
+
+    /// Takes on another configuration; what speaks against it is logged too.
+    pub(super) async fn change_to(&mut self, config: Config, path: &Path) -> Result<(), String> {
         match self.reload(config).await {
             Ok(()) => {
                 info!(file = %path.display(), "reloaded");

@@ -19,7 +19,8 @@ use super::{StartError, cluster::RunningCluster};
 use crate::{
     admin::Place,
     config::{self, Config, Mode},
-    direct::Direct,
+    direct::{Direct, SavedDirect},
+    handover::{Incoming, Outgoing},
     proxy::{DataPlane, Listener, Settings},
     supervisor::{Doors, SlotDoors},
 };
@@ -34,6 +35,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Directs {
     directs: BTreeMap<Arc<str>, Arc<Direct>>,
+    /// Those whose clients are relayed when their worker does not accept, by the listener.
+    rescued: BTreeMap<Arc<str>, Arc<Listener>>,
     /// That they cannot be counted was said.
     uncounted: AtomicBool,
 }
@@ -64,8 +67,51 @@ impl Directs {
         }
         Ok(Self {
             directs,
-            uncounted: AtomicBool::new(false),
+            ..Self::default()
         })
+    }
+
+    /// Goes on with those of an earlier image of the program.
+    pub(super) fn resume(
+        config: &Config,
+        saved: &[SavedDirect],
+        incoming: &Incoming,
+    ) -> io::Result<Self> {
+        let mut directs = BTreeMap::new();
+        for listener in direct(config) {
+            let saved = saved.iter().find(|saved| saved.listener == listener.name);
+            let saved =
+                saved.ok_or_else(|| io::Error::other("a direct listener has no sockets"))?;
+            let direct = Direct::resumed(listener, saved, incoming)?;
+            directs.insert(Arc::clone(&listener.cluster), Arc::new(direct));
+        }
+        Ok(Self {
+            directs,
+            ..Self::default()
+        })
+    }
+
+    /// What the next image has to know of them.
+    pub(super) fn saved(&self, outgoing: &mut Outgoing) -> io::Result<Vec<SavedDirect>> {
+        let directs = self.directs.values();
+        directs.map(|direct| direct.saved(outgoing)).collect()
+    }
+
+    /// Accepts nobody in place of a worker, until [`go_on`](Self::go_on).
+    pub(super) async fn pause(&self) {
+        for direct in self.directs.values() {
+            direct.pause().await;
+        }
+    }
+
+    /// Accepts again.
+    pub(super) fn go_on(&self) {
+        self.directs.values().for_each(|direct| direct.go_on());
+    }
+
+    /// The listener by which relayed clients of a direct one come in.
+    pub(super) fn rescued(&self, name: &str) -> Option<&Arc<Listener>> {
+        self.rescued.get(name)
     }
 
     /// What the workers of a cluster get their sockets from.
@@ -91,7 +137,7 @@ impl Directs {
 
     /// Begins to lead the clients of a listener.
     pub(super) fn run(
-        &self,
+        &mut self,
         listener: config::Listener,
         cluster: &RunningCluster,
         plane: &Arc<DataPlane>,
@@ -105,6 +151,8 @@ impl Directs {
             cluster: cluster.cluster().clone(),
             tls: None,
         });
+        self.rescued
+            .insert(Arc::clone(rescued.name()), Arc::clone(&rescued));
         let plane = Arc::clone(plane);
         let take = move |stream, peer| plane.take(&rescued, stream, peer);
         let run = Arc::clone(direct).run(cluster.cluster().clone(), take);

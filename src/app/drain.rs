@@ -20,7 +20,7 @@ impl App {
     /// one kills the workers.
     pub(super) async fn drain(self, inbox: Inbox) {
         let mut inbox = inbox;
-        self.board.drains();
+        self.office.board.drains();
         let longest = self
             .config
             .clusters
@@ -28,6 +28,7 @@ impl App {
             .map(|cluster| cluster.drain.timeout)
             .max();
         let deadline = longest.unwrap_or_default();
+        self.manager.stopping("draining");
         info!(
             connections = self.open().await,
             "draining for up to {}; again to end now",

@@ -5,10 +5,13 @@ mod demands;
 mod direct;
 mod drain;
 mod guests;
+mod office;
 mod operate;
 mod reload;
 mod secrets;
+mod service;
 mod tls;
+mod upgrade;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -22,17 +25,23 @@ use self::{
     demands::{Inbox, Next},
     direct::Directs,
     guests::Relayed,
+    office::Office,
     operate::Scale,
-    secrets::Signers,
+    secrets::{Signers, Signing},
+    service::{PassedSockets, ServiceManager},
     tls::Certificates,
 };
-pub use self::{secrets::SecretsFault, tls::TlsFaults};
+pub use self::{
+    secrets::SecretsFault,
+    tls::TlsFaults,
+    upgrade::{NoTakeover, Program, Takeover, check_upgrade},
+};
 use crate::{
-    admin::{self, Admin, AdminError, Board, Demand},
-    config::{self, Bind, Config, Facts, Faults, LogOptions, Mode},
+    admin::{self, AdminError},
+    config::{self, Bind, Config, Faults, LogOptions, Mode},
     direct::DirectError,
     proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Neighbour, Settings},
-    supervisor::{Entrances, Home},
+    supervisor::{Entrances, Home, Resumption},
 };
 
 /// homescar at work.
@@ -53,13 +62,14 @@ pub struct App {
     signers: Signers,
     /// By cluster.
     scales: BTreeMap<Arc<str>, Scale>,
+    manager: ServiceManager,
+    /// What an upgrade executes; none where that would not be all.
+    program: Option<Program>,
     /// What goes on after a reload: old listeners and slots that drain.
     leaving: TaskTracker,
     /// Ends that at shutdown, when everything drains.
     shutdown: CancellationToken,
-    board: Arc<Board>,
-    admin: Admin,
-    demands: mpsc::Receiver<Demand>,
+    office: Office,
 }
 
 /// What the configuration is read from again, on SIGHUP.
@@ -70,9 +80,6 @@ pub struct ConfigFile {
     /// What beats it.
     pub log: LogOptions,
 }
-
-/// Demands of the admin API that may wait for the application; more make whoever asks wait.
-const PENDING_DEMANDS: usize = 16;
 
 /// What tells doors apart. The listener's name counts only where the kernel chooses the port: an
 /// address that is named leads to the same socket, whoever names it.
@@ -145,6 +152,8 @@ pub enum Signal {
     More,
     /// One worker fewer.
     Fewer,
+    /// Become the program that now stands in the place of this one.
+    Upgrade,
     /// Drain and end; the second one does not wait for connections, the third not for workers.
     Shutdown,
 }
@@ -172,21 +181,21 @@ impl App {
         config: Config,
         file: Option<ConfigFile>,
         exe: PathBuf,
+        program: Option<Program>,
     ) -> Result<Self, StartError> {
         let mut certificates = Certificates::default();
         let staged = certificates.stage(&config)?;
         let signers = Signers::default();
         let signing = signers.read(&config)?;
         let directs = Directs::bind(&config)?;
-        let mut groups = bind_new(&config, &HashMap::default())?;
+        let mut passed = PassedSockets::take();
+        let mut groups = bind_new(&config, &HashMap::default(), &mut passed)?;
+        passed.finish();
         let home = Arc::new(Home::new(exe)?);
-        let default = Facts::of_this_process().socket;
-        let bound = admin::Bound::bind(&config.admin, &default, home.dir())?;
         crate::proxy::write_records(config.log.records);
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let path = file.as_ref().map(|file| file.path.clone());
-        let board = Arc::new(Board::new(path, Arc::clone(&plane)));
-        let (sender, demands) = mpsc::channel(PENDING_DEMANDS);
+        let office = Office::open(&config.admin, path, &home, &plane)?;
         certificates.take(staged);
         let mut app = Self {
             file,
@@ -199,39 +208,51 @@ impl App {
             certificates,
             signers,
             scales: BTreeMap::new(),
+            manager: ServiceManager::greet(),
+            program,
             leaving: TaskTracker::new(),
             shutdown: CancellationToken::new(),
-            admin: bound.serve(&board, &sender)?,
-            board,
-            demands,
+            office,
             config,
         };
-        for cluster in &app.config.clusters {
-            let entrances = app.entrances(&cluster.name, &groups);
-            let connector = app.certificates.connector(&cluster.name);
-            let running = RunningCluster::start(cluster, connector, entrances, &app.home);
-            app.clusters.insert(Arc::clone(&cluster.name), running);
+        app.start_clusters(&groups, &signing, None);
+        app.let_in(&mut groups);
+        Ok(app)
+    }
+
+    /// Starts all clusters, or goes on with them.
+    fn start_clusters(
+        &mut self,
+        groups: &HashMap<Place, BoundGroup>,
+        signing: &Signing,
+        mut from: Option<&mut Resumption>,
+    ) {
+        for cluster in &self.config.clusters {
+            let entrances = self.entrances(&cluster.name, groups);
+            let connector = self.certificates.connector(&cluster.name);
+            let from = from.as_deref_mut();
+            let running = RunningCluster::start(cluster, connector, entrances, &self.home, from);
+            self.clusters.insert(Arc::clone(&cluster.name), running);
         }
-        secrets::hand_out(&signing, |name| app.clusters.get(name));
-        for config in app.config.listeners.clone() {
+        secrets::hand_out(signing, |name| self.clusters.get(name));
+    }
+
+    /// Lets clients in, by all listeners.
+    fn let_in(&mut self, groups: &mut HashMap<Place, BoundGroup>) {
+        for config in self.config.listeners.clone() {
             if config.mode == Mode::Direct {
-                let cluster = &app.clusters[&config.cluster];
-                app.directs.run(config, cluster, &app.plane);
+                let cluster = &self.clusters[&config.cluster];
+                self.directs.run(config, cluster, &self.plane);
                 continue;
             }
-            let settings = app.settings(config);
+            let settings = self.settings(config);
             let listener = Listener::new(settings);
-            app.listeners
+            self.listeners
                 .insert(Arc::clone(listener.name()), Arc::clone(&listener));
-            app.open_doors(&listener, &mut groups);
+            self.open_doors(&listener, groups);
         }
-        app.show();
-        info!(
-            socket = %app.admin.path().display(),
-            tcp = app.admin.tcp().map(tracing::field::display),
-            "answers to `homescar status`"
-        );
-        Ok(app)
+        self.show();
+        self.office.announce();
     }
 
     /// The real addresses of all listeners.
@@ -245,22 +266,28 @@ impl App {
 
     /// Serves until it is told to end, then drains.
     pub async fn run(mut self, signals: mpsc::Receiver<Signal>) {
-        let (_closed, none) = mpsc::channel(1);
-        let mut inbox = Inbox::new(signals, std::mem::replace(&mut self.demands, none));
+        self.manager.ready(&self.status());
+        let mut inbox = Inbox::new(signals, self.office.take_demands());
         loop {
             tokio::select! {
                 told = inbox.next() => {
-                    if self.obey(told).await == Next::End {
+                    if self.obey(told, &mut inbox).await == Next::End {
                         break;
                     }
                 }
                 () = self.certificates.next_look() => {
                     self.certificates.look();
-                    self.board.show_certificates(self.certificates.on_show());
+                    self.office.board.show_certificates(self.certificates.on_show());
                 }
             }
         }
         self.drain(inbox).await;
+    }
+
+    /// One line for whoever asks the service manager.
+    fn status(&self) -> String {
+        let addresses: Vec<_> = self.addresses().iter().map(SocketAddr::to_string).collect();
+        format!("serving {}", addresses.join(", "))
     }
 
     /// Shows on the board what is at work.
@@ -278,8 +305,10 @@ impl App {
         });
         let clusters = self.clusters.values();
         let clusters = clusters.map(|running| running.cluster().clone());
-        self.board.show(places.collect(), clusters.collect());
-        self.board.show_certificates(self.certificates.on_show());
+        self.office.board.show(places.collect(), clusters.collect());
+        self.office
+            .board
+            .show_certificates(self.certificates.on_show());
     }
 
     /// What leads to the workers of a cluster; `groups` are the addresses that no door has yet.
@@ -341,11 +370,16 @@ impl App {
 fn bind_new(
     config: &Config,
     open: &HashMap<Place, Arc<Door>>,
+    passed: &mut PassedSockets,
 ) -> Result<HashMap<Place, BoundGroup>, StartError> {
     let mut groups = HashMap::default();
     let relayed = |listener: &&config::Listener| listener.mode != Mode::Direct;
     for listener in config.listeners.iter().filter(relayed) {
         for place in Place::of(listener).filter(|place| !open.contains_key(place)) {
+            if let Some(group) = passed.group(place.bind, config.threads, listener.backlog) {
+                groups.insert(place, group);
+                continue;
+            }
             let port = place.bind.addr.port();
             let is_ours = open.values().any(|door| door.address().port() == port);
             let neighbour = if is_ours {

@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroUsize, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// A number of workers that was chosen while homescar ran, in place of the configured one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Scale {
     configured: NonZeroUsize,
     chosen: NonZeroUsize,

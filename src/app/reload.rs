@@ -12,6 +12,7 @@ use super::{
     cluster::{RunningCluster, stop_workers},
     direct::refuse_changes,
     secrets,
+    service::PassedSockets,
 };
 use crate::{
     cluster::{AdminState, Cluster, Slot},
@@ -38,7 +39,7 @@ impl App {
         refuse_changes(&self.config, &config)?;
         let staged = self.certificates.stage(&config)?;
         let signing = self.signers.read(&config)?;
-        let mut groups = bind_new(&config, &self.doors)?;
+        let mut groups = bind_new(&config, &self.doors, &mut PassedSockets::default())?;
         self.certificates.take(staged);
 
         self.keep_scales(&mut config);
@@ -70,7 +71,7 @@ impl App {
             let entrances = self.entrances(&config.name, groups);
             let connector = self.certificates.connector(&config.name);
             let Some(running) = self.clusters.get_mut(&config.name) else {
-                let running = RunningCluster::start(config, connector, entrances, &self.home);
+                let running = RunningCluster::start(config, connector, entrances, &self.home, None);
                 self.clusters.insert(Arc::clone(&config.name), running);
                 continue;
             };

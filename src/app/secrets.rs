@@ -33,6 +33,16 @@ impl Default for Signers {
 }
 
 impl Signers {
+    /// Those of an earlier image of the program.
+    pub(super) const fn of(secret: [u8; 32]) -> Self {
+        Self(secret)
+    }
+
+    /// For the next image.
+    pub(super) const fn secret(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// Reads the files that a configuration names.
     pub(super) fn read(&self, config: &Config) -> Result<Signing, SecretsFault> {
         let mut all = Vec::new();

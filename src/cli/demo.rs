@@ -106,7 +106,7 @@ async fn with_hub(path: PathBuf, config: Config) -> Exit {
         }
     });
     invite(&config);
-    let exit = serve::serve(config, None).await;
+    let exit = serve::serve(config, None, None).await;
     stop.cancel();
     tasks.close();
     tasks.wait().await;

@@ -5,8 +5,10 @@ mod demo;
 mod restart;
 mod run;
 mod serve;
+mod signals;
 mod socket;
 mod status;
+mod upgrade;
 
 use std::{
     ffi::OsString,
@@ -20,6 +22,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     admin::view::{Done, Scale, Scaled, SlotState, State},
+    app::{self, ConfigFile, Takeover},
     config::{LogFormat, LogLevel, LogOptions},
     supervisor,
 };
@@ -94,6 +97,8 @@ enum Command {
     Maint(SlotArguments),
     /// Have a running homescar read its configuration again, as SIGHUP does, and hear what came of it
     Reload(socket::Arguments),
+    /// Have a running homescar become the program that now stands in its place, as SIGUSR2 does
+    Upgrade(socket::Arguments),
     /// Drain and end a running homescar, as SIGTERM does; again to end sooner
     Stop(socket::Arguments),
     /// A chat behind a front door with four workers, to see all of it in a browser
@@ -131,9 +136,20 @@ struct LogArguments {
 }
 
 /// Runs the command that the arguments of this process ask for.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => arguments.command.run(),
+pub fn main(arguments: Vec<OsString>) -> Exit {
+    let mut arguments = arguments;
+    let takeover = match Takeover::of(&mut arguments) {
+        Ok(takeover) => takeover,
+        Err(error) => {
+            complain(error);
+            return Exit::Failure;
+        }
+    };
+    match Arguments::try_parse_from(&arguments) {
+        Ok(parsed) => parsed.command.run(Launch {
+            arguments,
+            takeover,
+        }),
         Err(error) => {
             // Help and version are answers and go to standard output.
             let _closed = error.print();
@@ -153,15 +169,24 @@ pub fn inner_program(arguments: &[OsString]) -> Option<ExitCode> {
     match arguments.get(1)?.to_str()? {
         supervisor::EXEC_WORKER => Some(supervisor::exec_worker_main(rest())),
         supervisor::GUARD => Some(supervisor::guard_main(rest())),
+        supervisor::CHECK_UPGRADE => Some(check_upgrade(rest()).into()),
         _ => None,
     }
 }
 
+/// How this process was started.
+struct Launch {
+    /// All of the command line, from the program's name on.
+    arguments: Vec<OsString>,
+    /// It goes on with what an earlier image of the program has left.
+    takeover: Option<Takeover>,
+}
+
 impl Command {
-    fn run(self) -> Exit {
+    fn run(self, launch: Launch) -> Exit {
         match self {
-            Self::Run(arguments) => run::run(arguments),
-            Self::Serve { config, log } => serve::run(config, log),
+            Self::Run(arguments) => run::run(arguments, launch),
+            Self::Serve { config, log } => serve::run(config, log, launch),
             Self::Check { config } => check::run(&config),
             Self::Status(arguments) => status::run(&arguments),
             Self::Restart(arguments) => restart::run(&arguments),
@@ -174,6 +199,7 @@ impl Command {
             Self::Ready(arguments) => arguments.tell(State::Ready),
             Self::Maint(arguments) => arguments.tell(State::Maint),
             Self::Reload(arguments) => arguments.tell("/reload", &(), done),
+            Self::Upgrade(arguments) => upgrade::run(&arguments),
             Self::Stop(arguments) => arguments.tell("/stop", &(), done),
             Self::Demo(arguments) => demo::run(arguments),
             Self::DemoWorker => demo::worker(),
@@ -198,6 +224,37 @@ fn scaled(scaled: &Scaled) -> String {
 /// Writes an answer. A reader that has seen enough (`| head`) is no failure.
 fn print(text: &[u8]) {
     let _closed = io::stdout().write_all(text);
+}
+
+/// Says whether this program could take over from a homescar with these arguments, whose state is in
+/// stdin.
+fn check_upgrade(rest: impl Iterator<Item = OsString>) -> Exit {
+    let arguments = std::iter::once("homescar".into()).chain(rest);
+    let file = match Arguments::try_parse_from(arguments).map(|parsed| parsed.command) {
+        Ok(Command::Serve { config, log }) => Some(ConfigFile {
+            path: config,
+            log: log.options(),
+        }),
+        Ok(_) => None,
+        Err(error) => {
+            complain(format_args!(
+                "does not understand the command line: {error}"
+            ));
+            return Exit::Usage;
+        }
+    };
+    match app::check_upgrade(file.as_ref()) {
+        Ok(()) => {
+            let version = env!("CARGO_PKG_VERSION");
+            // Without the answer there is no upgrade, and so it is no failure here.
+            let _closed = writeln!(io::stdout(), "{}{version}", supervisor::CAN_TAKE_OVER);
+            Exit::Ok
+        }
+        Err(why) => {
+            complain_faults(why);
+            Exit::Config
+        }
+    }
 }
 
 /// Writes what a person at the terminal must see.

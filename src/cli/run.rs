@@ -1,6 +1,6 @@
 //! `homescar run`: the whole job without a configuration file.
 
-use super::{Exit, LogArguments, complain_faults, serve};
+use super::{Exit, Launch, LogArguments, complain_faults, serve};
 use crate::config::{Config, ContractChoice, Facts, Log, Mode, RunOptions};
 
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     command: Vec<String>,
 }
 
-pub(super) fn run(arguments: Arguments) -> Exit {
+pub(super) fn run(arguments: Arguments, launch: Launch) -> Exit {
     let Arguments {
         listen,
         workers,
@@ -45,8 +45,11 @@ pub(super) fn run(arguments: Arguments) -> Exit {
         command,
         log,
     };
+    if launch.takeover.is_some() {
+        return serve::go_on(None, launch);
+    }
     match Config::for_run(options, &Facts::of_this_process()) {
-        Ok(config) => serve::with_runtime(serve::serve(config, None)),
+        Ok(config) => serve::with_runtime(serve::serve(config, None, launch.program())),
         Err(faults) => {
             complain_faults(&faults);
             Exit::Usage

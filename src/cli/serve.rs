@@ -1,42 +1,77 @@
 //! `homescar serve`, and what every command that serves does.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{
-    runtime::Builder,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::{runtime::Builder, sync::mpsc};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::{Exit, LogArguments, complain, complain_faults};
+use super::{Exit, Launch, LogArguments, complain, complain_faults, signals};
 use crate::{
-    app::{App, ConfigFile, Signal, StartError},
-    config::{Config, Facts},
+    app::{App, ConfigFile, Program, Signal, StartError},
+    config::{self, Config, Facts},
     log::Log,
 };
 
 /// This very program, also after its file was replaced by a newer one.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Signals that may wait to be handled.
-const PENDING_SIGNALS: usize = 8;
-
-pub(super) fn run(file: PathBuf, log: LogArguments) -> Exit {
-    let config = match load(&file) {
-        Ok(config) => config,
-        Err(exit) => return exit,
-    };
+pub(super) fn run(file: PathBuf, log: LogArguments, launch: Launch) -> Exit {
     let source = ConfigFile {
         path: file,
         log: log.options(),
     };
-    with_runtime(serve(config, Some(source)))
+    if launch.takeover.is_some() {
+        return go_on(Some(source), launch);
+    }
+    match load(&source.path) {
+        Ok(config) => with_runtime(serve(config, Some(source), launch.program())),
+        Err(exit) => exit,
+    }
+}
+
+/// Goes on with what an earlier image of the program has left.
+pub(super) fn go_on(file: Option<ConfigFile>, launch: Launch) -> Exit {
+    let Launch {
+        mut arguments,
+        takeover,
+    } = launch;
+    let Some(takeover) = takeover else {
+        return Exit::Failure;
+    };
+    arguments.drain(..1.min(arguments.len()));
+    let config = match takeover.config() {
+        Ok(config) => config,
+        Err(why) => return complain_failure(takeover.go_back(&why)),
+    };
+    with_runtime(async {
+        let (log, signals) = match begin(config.log) {
+            Ok(begun) => begun,
+            Err(error) => return complain_failure(takeover.go_back(&error.to_string())),
+        };
+        let exe = PathBuf::from(THIS_PROGRAM);
+        match App::resume(takeover, config, file, exe, arguments).await {
+            Ok(app) => serve_until_end(app, &log, signals).await,
+            Err(error) => complain_failure(error),
+        }
+    })
+}
+
+fn complain_failure(error: impl fmt::Display) -> Exit {
+    complain(error);
+    Exit::Failure
+}
+
+impl Launch {
+    /// What an upgrade is to execute.
+    pub(super) fn program(mut self) -> Option<Program> {
+        let name = (!self.arguments.is_empty()).then(|| self.arguments.remove(0))?;
+        Some(Program::of(&name, self.arguments))
+    }
 }
 
 pub(super) fn load(file: &Path) -> Result<Config, Exit> {
@@ -59,20 +94,22 @@ pub(super) fn with_runtime(command: impl Future<Output = Exit>) -> Exit {
 }
 
 /// Starts everything, serves until told to end, and drains.
-pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit {
+pub(super) async fn serve(
+    mut config: Config,
+    file: Option<ConfigFile>,
+    program: Option<Program>,
+) -> Exit {
     if let Some(file) = &file {
         config.log = file.log.over(config.log);
     }
-    let log = Log::start(config.log);
-    let tasks = TaskTracker::new();
-    let signals = match signals(&tasks) {
-        Ok(signals) => signals,
+    let (log, signals) = match begin(config.log) {
+        Ok(begun) => begun,
         Err(error) => {
             complain(format_args!("cannot receive signals: {error}"));
             return Exit::Unavailable;
         }
     };
-    let app = match App::start(config, file, PathBuf::from(THIS_PROGRAM)) {
+    let app = match App::start(config, file, PathBuf::from(THIS_PROGRAM), program) {
         Ok(app) => app,
         Err(faults @ (StartError::Tls(_) | StartError::Secrets(_))) => {
             complain_faults(&faults);
@@ -83,6 +120,18 @@ pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit 
             return Exit::Unavailable;
         }
     };
+    serve_until_end(app, &log, signals).await
+}
+
+/// Receives signals and starts the log.
+fn begin(log: config::Log) -> io::Result<(Log, mpsc::Receiver<Signal>)> {
+    // Before there is another thread, so that no thread has them unblocked.
+    signals::block()?;
+    let signals = signals::receive(&TaskTracker::new())?;
+    Ok((Log::start(log), signals))
+}
+
+async fn serve_until_end(app: App, log: &Log, signals: mpsc::Receiver<Signal>) -> Exit {
     // After the start, which notes the limit that workers are to get.
     raise_descriptor_limit();
     tokio::select! {
@@ -90,26 +139,6 @@ pub(super) async fn serve(mut config: Config, file: Option<ConfigFile>) -> Exit 
         () = log.report_dropped() => {}
     }
     Exit::Ok
-}
-
-/// HUP reloads, TTIN and TTOU scale, TERM and INT end.
-fn signals(tasks: &TaskTracker) -> io::Result<mpsc::Receiver<Signal>> {
-    let (sender, receiver) = mpsc::channel(PENDING_SIGNALS);
-    let kinds = [
-        (SignalKind::hangup(), Signal::Reload),
-        (SignalKind::from_raw(libc::SIGTTIN), Signal::More),
-        (SignalKind::from_raw(libc::SIGTTOU), Signal::Fewer),
-        (SignalKind::terminate(), Signal::Shutdown),
-        (SignalKind::interrupt(), Signal::Shutdown),
-    ];
-    for (kind, meaning) in kinds {
-        let mut stream = signal(kind)?;
-        let sender = sender.clone();
-        tasks.spawn(async move {
-            while stream.recv().await.is_some() && sender.send(meaning).await.is_ok() {}
-        });
-    }
-    Ok(receiver)
 }
 
 /// A proxy needs two descriptors a connection, and the soft limit is often 1,024.

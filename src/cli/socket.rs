@@ -24,13 +24,18 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
+    /// Where it is spoken to.
+    pub(super) fn path(&self) -> PathBuf {
+        let default = || Facts::of_this_process().socket;
+        self.socket.clone().unwrap_or_else(default)
+    }
+
     /// Speaks with it.
     pub(super) fn speak(
         &self,
         conversation: impl AsyncFnOnce(Client) -> Result<Exit, ClientError>,
     ) -> Exit {
-        let default = || Facts::of_this_process().socket;
-        let socket = self.socket.clone().unwrap_or_else(default);
+        let socket = self.path();
         serve::with_runtime(async {
             let spoken = match Client::connect(&socket).await {
                 Ok(client) => conversation(client).await,

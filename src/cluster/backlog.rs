@@ -16,6 +16,12 @@ impl Backlog {
         Self(listener)
     }
 
+    /// The socket.
+    #[must_use]
+    pub const fn socket(&self) -> &Arc<TcpListener> {
+        &self.0
+    }
+
     /// Connections that the kernel has established and nobody has accepted yet
     /// (`tcpi_unacked`, which means that for a listening socket).
     ///

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{AdminState, Backlog, Load, Skip};
 use crate::config::{self, Address};
 
@@ -89,7 +91,7 @@ pub enum Event {
 }
 
 /// What active checks say of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Health {
     /// Nothing yet.
     Unknown,

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{AffinityStats, Backlog, CheckStats, Health, Seats, StateStats, WorkerStats};
 use crate::{
     affinity::SlotId,
@@ -83,7 +85,7 @@ impl PartialEq for Load {
 impl Eq for Load {}
 
 /// What the operator wants of a slot. No check and no event of a worker changes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AdminState {
     /// It takes clients.
     #[default]
@@ -141,7 +143,7 @@ pub struct Backend {
 }
 
 /// Why a slot is passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Skip {
     /// Its first worker is not ready yet.
     Starting,

@@ -34,6 +34,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 pub use affinity::{Affinity, Cookie, Key, SameSite, Secure};
 pub use balance::{Balance, Capacity, OnFull, Passive};
 pub use facts::Facts;
@@ -143,7 +145,7 @@ pub struct StaticBackend {
 }
 
 /// The address of a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Address {
     /// TCP.
     Tcp(SocketAddr),
@@ -169,7 +171,7 @@ impl fmt::Display for Address {
 }
 
 /// The processes of a cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Workers {
     /// Program and arguments; run without a shell.
     pub command: Vec<String>,
@@ -213,7 +215,7 @@ impl Workers {
 }
 
 /// How a worker gets its socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Contract {
     /// A free loopback port in `PORT`.
     Port,
@@ -227,7 +229,7 @@ pub enum Contract {
 }
 
 /// What makes a starting worker ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadyBy {
     /// Whichever comes first (the default).
     Auto,

@@ -12,6 +12,7 @@ use crate::{
     affinity::{Masks, Probes, ProbesOutside, TooLong},
     cluster::Snapshot,
     config::Bind,
+    handover::{Number, Outgoing},
     proxy::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes},
 };
 
@@ -62,6 +63,27 @@ impl Group {
             address,
             sockets: bound.into_sockets().into_iter().map(Arc::new).collect(),
         })
+    }
+
+    /// Sockets that are bound to one address and listen there, in the order of the slots.
+    pub(super) fn of(bind: Bind, backlog: u32, sockets: Vec<Arc<TcpListener>>) -> io::Result<Self> {
+        let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
+        let address = first.local_addr()?;
+        Ok(Self {
+            bind: Bind {
+                addr: address,
+                ..bind
+            },
+            backlog,
+            address,
+            sockets,
+        })
+    }
+
+    /// Copies of its sockets, in the order of the slots.
+    pub(super) fn saved(&self, outgoing: &mut Outgoing) -> io::Result<Vec<Number>> {
+        let sockets = self.sockets.iter();
+        sockets.map(|socket| outgoing.add(socket)).collect()
     }
 
     /// Lets clients in. The group should have its program by then.

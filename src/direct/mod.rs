@@ -14,6 +14,7 @@ mod attach;
 mod diag;
 mod group;
 mod rescue;
+mod saved;
 mod standing;
 mod usage;
 
@@ -35,10 +36,11 @@ use tracing::{info, warn};
 
 pub use attach::{AttachError, attach};
 pub use group::{Group, NotLed};
+pub use saved::SavedDirect;
 pub use usage::Usage;
 
 use self::{
-    rescue::{Rescue, Take},
+    rescue::{Pause, Rescue, Take},
     standing::{Decision, Standings},
 };
 use crate::{
@@ -67,6 +69,7 @@ pub struct Direct {
     groups: Mutex<Vec<Group>>,
     /// Whether a client was ever accepted in place of a worker.
     has_relayed: AtomicBool,
+    pause: Arc<Pause>,
 }
 
 impl Direct {
@@ -94,6 +97,7 @@ impl Direct {
             backlog: config.backlog,
             groups: Mutex::new(groups),
             has_relayed: AtomicBool::new(false),
+            pause: Arc::default(),
         })
     }
 
@@ -211,9 +215,9 @@ impl Direct {
             }
             let entry = &snapshot.entries[slot];
             let name = &entry.slot.name;
-            let begun = self
-                .sockets(slot)
-                .and_then(|sockets| Rescue::begin(name, sockets, Arc::clone(take)));
+            let begun = self.sockets(slot).and_then(|sockets| {
+                Rescue::begin(name, sockets, Arc::clone(take), Arc::clone(&self.pause))
+            });
             match begun {
                 Ok(rescue) => {
                     match entry.skip {

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -35,18 +35,51 @@ pub(super) struct Rescue {
     over: Arc<AtomicBool>,
 }
 
+/// Holds up all threads that rescue, so that no client is accepted and lost in an upgrade.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    wanted: AtomicBool,
+    /// Threads that are about to accept, or have just done so.
+    accepting: AtomicUsize,
+}
+
+impl Pause {
+    /// Lets nobody be accepted any more. Whether nobody is being accepted is for
+    /// [`holds`](Self::holds) to say.
+    pub(super) fn begin(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn end(&self) {
+        self.wanted.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn holds(&self) -> bool {
+        self.accepting.load(Ordering::SeqCst) == 0
+    }
+
+    /// Runs this unless there is a pause.
+    fn unless<T>(&self, accept: impl FnOnce() -> T) -> Option<T> {
+        self.accepting.fetch_add(1, Ordering::SeqCst);
+        let result = (!self.wanted.load(Ordering::SeqCst)).then(accept);
+        self.accepting.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+}
+
 impl Rescue {
     pub(super) fn begin(
         slot: &str,
         sockets: Vec<Arc<TcpListener>>,
         take: Take,
+        pause: Arc<Pause>,
     ) -> io::Result<Self> {
         let over = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&over);
         let name: Arc<str> = slot.into();
         let _detached = thread::Builder::new()
             .name(format!("rescue {slot}"))
-            .spawn(move || accept_until(&told, &name, &sockets, &take))?;
+            .spawn(move || accept_until(&told, &name, &sockets, &take, &pause))?;
         Ok(Self { over })
     }
 }
@@ -57,7 +90,13 @@ impl Drop for Rescue {
     }
 }
 
-fn accept_until(over: &AtomicBool, slot: &str, sockets: &[Arc<TcpListener>], take: &Take) {
+fn accept_until(
+    over: &AtomicBool,
+    slot: &str,
+    sockets: &[Arc<TcpListener>],
+    take: &Take,
+    pause: &Pause,
+) {
     let mut rescued = 0_u64;
     while !over.load(Ordering::Relaxed) {
         match readable(sockets) {
@@ -67,11 +106,17 @@ fn accept_until(over: &AtomicBool, slot: &str, sockets: &[Arc<TcpListener>], tak
                     if over.load(Ordering::Relaxed) {
                         break;
                     }
-                    match socket.accept() {
-                        Ok((stream, peer)) => {
-                            rescued += 1;
-                            take(stream, peer);
-                        }
+                    let accepted: Option<io::Result<()>> = pause.unless(|| {
+                        let (stream, peer) = socket.accept()?;
+                        take(stream, peer);
+                        Ok(())
+                    });
+                    let Some(accepted) = accepted else {
+                        thread::park_timeout(PAUSE);
+                        continue;
+                    };
+                    match accepted {
+                        Ok(()) => rescued += 1,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         Err(error) => {
                             debug!(slot, %error, "cannot accept in its place");

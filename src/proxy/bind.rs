@@ -89,6 +89,33 @@ impl BoundGroup {
         })
     }
 
+    /// One socket that somebody else has bound, for all threads. They wake up for each client
+    /// together and one of them gets it, so that a client does not always meet the same thread.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be listened on, or copied.
+    pub fn shared(socket: TcpListener, threads: NonZeroUsize, backlog: u32) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        set_options(SockRef::from(&socket))?;
+        SockRef::from(&socket).listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+        let copies = (1..threads.get()).map(|_| socket.try_clone());
+        let mut sockets = copies.collect::<io::Result<Vec<_>>>()?;
+        sockets.push(socket);
+        Self::of(sockets)
+    }
+
+    /// Sockets that were bound to one address before, and listen there, in their order.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it has no address.
+    pub fn of(sockets: Vec<TcpListener>) -> io::Result<Self> {
+        let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
+        let address = first.local_addr()?;
+        Ok(Self { address, sockets })
+    }
+
     /// The real address, also where port 0 was asked for.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {

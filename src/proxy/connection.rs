@@ -16,17 +16,19 @@ use tokio::{
 
 use super::{
     admit::Permit,
+    carried::{Carried, Resumed},
     connect::{Connected, Search, Upstream},
     http::{self, Visitor},
     identify::{self, Introduced},
     listener::{Listener, Settings},
     proxy_protocol::{self, MAX_WRITTEN},
     record::{CloseReason, ConnectionRecord},
-    registry::Ticket,
-    relay::{End, Preface, Side, relay},
+    registry::{self, Ticket},
+    relay::{End, Preface, Side, State, relay},
     secure::Downstream,
 };
 use crate::{
+    affinity::AffinityKey,
     config::{self, Mode, ProxyVersion},
     tls::ServerStream,
 };
@@ -230,12 +232,12 @@ async fn served<D: Downstream>(
         }
         let home = home.map(|home| Arc::clone(home.slot()));
         let preface = early.preface(send_proxy, client.socket(), record);
-        let idle = config.timeouts.idle;
+        let state = &mut State::new(preface, config.timeouts.idle);
         let end = match upstream {
-            Upstream::Tcp(stream) => carry(client, stream, preface, record, idle).await,
-            Upstream::Unix(stream) => carry(client, stream, preface, record, idle).await,
-            Upstream::Tls(stream) => carry(client, stream, preface, record, idle).await,
-            Upstream::TlsUnix(stream) => carry(client, stream, preface, record, idle).await,
+            Upstream::Tcp(stream) => carry(client, stream, state, record, ticket).await,
+            Upstream::Unix(stream) => carry(client, stream, state, record, ticket).await,
+            Upstream::Tls(stream) => carry(client, stream, state, record, ticket).await,
+            Upstream::TlsUnix(stream) => carry(client, stream, state, record, ticket).await,
         };
         let is_failure = end.reason == CloseReason::BackendReset && record.traffic.down == 0;
         if let (true, Some(home)) = (is_failure, &record.journey.home) {
@@ -255,24 +257,53 @@ async fn served<D: Downstream>(
     }
 }
 
+/// Serves a client that an earlier image of the program has served until now.
+pub(super) async fn resume(resumed: Resumed, key: AffinityKey, ticket: Ticket) {
+    let Resumed {
+        mut record,
+        client,
+        upstream,
+        relay: mut state,
+    } = resumed;
+    let mut client = Open::new(client);
+    if let Some(home) = &record.journey.home {
+        ticket.goes_to(home, key);
+    }
+    let end = match upstream {
+        Upstream::Tcp(stream) => carry(&mut client, stream, &mut state, &mut record, &ticket).await,
+        Upstream::Unix(stream) => {
+            carry(&mut client, stream, &mut state, &mut record, &ticket).await
+        }
+        // They are not carried over.
+        Upstream::Tls(_) | Upstream::TlsUnix(_) => return,
+    };
+    client.is_orderly = end.reason != CloseReason::BackendReset;
+    record.reason = end.reason;
+}
+
 async fn carry<D: Downstream>(
     client: &mut Open<D>,
     upstream: impl Side,
-    preface: Preface,
+    state: &mut State,
     record: &mut ConnectionRecord,
-    idle: Option<Duration>,
+    ticket: &Ticket,
 ) -> End {
     let mut upstream = Open::new(upstream);
-    let end = relay(
-        &mut **client,
-        &mut *upstream,
-        preface,
-        &mut record.traffic,
-        idle,
-    )
-    .await;
-    upstream.is_orderly = end.reason != CloseReason::ClientReset;
-    end
+    if client.descriptor().is_some() && upstream.descriptor().is_some() {
+        ticket.can_be_carried().await;
+    }
+    loop {
+        let traffic = &mut record.traffic;
+        if let Some(end) = relay(&mut **client, &mut *upstream, state, traffic).await {
+            ticket.cannot_be_carried();
+            upstream.is_orderly = end.reason != CloseReason::ClientReset;
+            return end;
+        }
+        registry::offer(Carried::new(record, &**client, &*upstream, state));
+        registry::thawed().await;
+        // The upgrade did not come.
+        Carried::stay(&**client, &*upstream);
+    }
 }
 
 /// What came along with a PROXY header.

@@ -1,10 +1,12 @@
 //! One address of a listener, and the loop that accepts there.
 
 use std::{
-    io,
+    collections::BTreeMap,
+    io, mem,
     net::{SocketAddr, TcpListener as StdListener, TcpStream as StdTcpStream},
+    os::fd::{AsFd as _, OwnedFd},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,13 +14,16 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::unconstrained,
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{admit::Admission, bind, connection, listener::Listener, registry};
+use super::{
+    admit::Admission, bind, carried::Arrived, connection, identify, listener::Listener, registry,
+};
 
 /// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -38,6 +43,8 @@ pub struct Door {
     listener: ArcSwap<Listener>,
     closing: CancellationToken,
     accepting: TaskTracker,
+    /// Copies of the sockets by the number of their thread, of those that pause.
+    offered: Mutex<BTreeMap<usize, OwnedFd>>,
 }
 
 impl Door {
@@ -47,6 +54,7 @@ impl Door {
             listener: ArcSwap::new(listener),
             closing: CancellationToken::new(),
             accepting: TaskTracker::new(),
+            offered: Mutex::default(),
         })
     }
 
@@ -68,19 +76,54 @@ impl Door {
         self.accepting.wait().await;
     }
 
+    /// Copies of its sockets, in the order of the threads, once all of these pause.
+    pub(super) fn offered(&self) -> Option<Vec<OwnedFd>> {
+        let mut offered = self.copies();
+        let all = offered.len() == self.accepting.len();
+        all.then(|| mem::take(&mut *offered).into_values().collect())
+    }
+
+    fn copies(&self) -> MutexGuard<'_, BTreeMap<usize, OwnedFd>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) const fn accepting(&self) -> &TaskTracker {
         &self.accepting
     }
 }
 
-/// Accepts on one socket until its door closes.
-pub(super) async fn accept(door: Arc<Door>, socket: StdListener, admission: Arc<Admission>) {
+/// Accepts on one socket, that of a thread by its number, until its door closes; while the gate is
+/// shut, clients wait in the socket.
+pub(super) async fn accept(
+    door: Arc<Door>,
+    (thread, socket): (usize, StdListener),
+    admission: Arc<Admission>,
+    mut shut: watch::Receiver<bool>,
+) {
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => return warn!(address = %door.address, %error, "cannot accept"),
     };
-    let closing = door.closing.cancelled();
-    accept_until(closing, &door, &socket, &admission).await;
+    let mut closing = pin!(door.closing.cancelled());
+    loop {
+        let end = async {
+            tokio::select! {
+                () = &mut closing => false,
+                () = is_set(&mut shut, true) => true,
+            }
+        };
+        if !accept_until(end, &door, &socket, &admission).await {
+            break;
+        }
+        // Without a copy there is no upgrade, and after a while the gate opens again.
+        if let Ok(copy) = socket.as_fd().try_clone_to_owned() {
+            door.copies().insert(thread, copy);
+        }
+        tokio::select! {
+            () = &mut closing => break,
+            () = is_set(&mut shut, false) => drop(door.copies().remove(&thread)),
+        }
+    }
     // Who is on the way in when the sockets close would be reset. So no more handshakes begin,
     // those that have begun are finished, and then nobody is left to be reset.
     if bind::refuse_handshakes(&socket).is_ok() {
@@ -92,12 +135,20 @@ pub(super) async fn accept(door: Arc<Door>, socket: StdListener, admission: Arc<
     }
 }
 
-async fn accept_until(
-    end: impl Future<Output = ()>,
+/// Waits for the gate to be shut, or open.
+async fn is_set(shut: &mut watch::Receiver<bool>, wanted: bool) {
+    if shut.wait_for(|shut| *shut == wanted).await.is_err() {
+        // Whoever could do it is gone, and this is going to end.
+        std::future::pending().await
+    }
+}
+
+async fn accept_until<T>(
+    end: impl Future<Output = T>,
     door: &Door,
     socket: &TcpListener,
     admission: &Admission,
-) {
+) -> T {
     let mut end = pin!(end);
     let mut troubles = Troubles::default();
     loop {
@@ -112,11 +163,11 @@ async fn accept_until(
                     let pause = troubles.next(door.address, &error);
                     tokio::select! {
                         () = sleep(pause) => {}
-                        () = &mut end => return,
+                        how = &mut end => return how,
                     }
                 }
             },
-            () = &mut end => return,
+            how = &mut end => return how,
         }
     }
 }
@@ -139,6 +190,34 @@ pub(super) fn take(
         Ok(stream) => serve(Arc::clone(listener), admission, stream, peer),
         Err(error) => warn!(client = %peer, %error, "cannot be served"),
     }
+}
+
+/// Goes on to serve a client of an earlier image of the program, on this thread. No limit counts:
+/// it is there already.
+pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: Arrived) {
+    let settings = listener.settings();
+    let snapshot = settings.cluster.load();
+    let resumed = match arrived.resume(listener, &snapshot, settings.config.timeouts.idle) {
+        Ok(resumed) => resumed,
+        Err(error) => return warn!(%error, "a connection cannot be carried on"),
+    };
+    let client = resumed.record.client();
+    let affinity = &snapshot.config.affinity;
+    let key = identify::key(client, affinity);
+    let of_client = settings.config.limits.per_client.map(|_| {
+        let address = identify::masked(client.ip(), affinity);
+        listener.clients.enter(address, u32::MAX)
+    });
+    let permits = (
+        admission.enter_anyhow(),
+        listener.open.enter(u64::MAX),
+        of_client,
+    );
+    let listener = Arc::clone(listener);
+    registry::spawn(Arc::clone(&listener), |ticket| async move {
+        connection::resume(resumed, key, ticket).await;
+        drop(permits);
+    });
 }
 
 fn serve(listener: Arc<Listener>, admission: &Admission, stream: TcpStream, peer: SocketAddr) {

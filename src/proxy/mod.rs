@@ -7,6 +7,7 @@
 
 mod admit;
 mod bind;
+mod carried;
 mod connect;
 mod connection;
 mod door;
@@ -23,6 +24,7 @@ mod share;
 pub mod stats;
 
 pub use bind::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes};
+pub use carried::Carried;
 pub use door::Door;
 #[cfg(fuzzing)]
 pub use http::fuzzing;

@@ -1,6 +1,8 @@
 //! The threads of the data plane: one current-thread runtime each, nothing shared but what a
 //! connection loads once.
 
+mod handover;
+
 use std::{
     io,
     net::{SocketAddr, TcpStream},
@@ -16,7 +18,7 @@ use std::{
 
 use tokio::{
     runtime::{Builder, Handle},
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::interval,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -39,6 +41,8 @@ pub struct DataPlane {
     admission: Arc<Admission>,
     /// Whose turn it is to take a client.
     next: AtomicUsize,
+    /// No client is let in.
+    shut: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -65,6 +69,7 @@ impl DataPlane {
             stop,
             admission: Arc::new(admission),
             next: AtomicUsize::new(0),
+            shut: watch::Sender::new(false),
         })
     }
 
@@ -96,9 +101,13 @@ impl DataPlane {
     #[must_use]
     pub fn listen(&self, listener: Arc<Listener>, group: BoundGroup) -> Arc<Door> {
         let door = Door::new(group.address(), listener);
-        for (thread, socket) in self.threads.iter().zip(group.into_sockets()) {
-            let accept = accept(Arc::clone(&door), socket, Arc::clone(&self.admission));
-            door.accepting().spawn_on(accept, &thread.runtime);
+        let sockets = group.into_sockets().into_iter().enumerate();
+        for (thread, socket) in self.threads.iter().zip(sockets) {
+            let (door, admission) = (Arc::clone(&door), Arc::clone(&self.admission));
+            let shut = self.shut.subscribe();
+            let tasks = door.accepting().clone();
+            let accept = accept(door, socket, admission, shut);
+            tasks.spawn_on(accept, &thread.runtime);
         }
         door
     }

@@ -1,5 +1,7 @@
 //! One record per connection: who, where to, why there, how much, how long, who ended it and why.
 
+mod saved;
+
 use std::{
     hash::Hash as _,
     mem::discriminant,
@@ -11,6 +13,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
+pub(super) use self::saved::SavedRecord;
 use super::{Listener, share};
 use crate::{
     cluster::{Backend, Load, Seat, Skip, Slot},
@@ -330,6 +333,11 @@ impl Drop for ConnectionRecord {
 impl Home {
     pub(super) fn new(slot: Arc<Slot>, backend: Arc<Backend>) -> Self {
         slot.stats.total.fetch_add(1, Relaxed);
+        Self::counted_before(slot, backend)
+    }
+
+    /// One that is in the slot's total already.
+    fn counted_before(slot: Arc<Slot>, backend: Arc<Backend>) -> Self {
         slot.stats.active.fetch_add(1, Relaxed);
         backend.load.active.fetch_add(1, Relaxed);
         Self { slot, backend }

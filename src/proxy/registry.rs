@@ -1,10 +1,12 @@
 //! The open connections of this thread, so that they can be cut.
 
+mod freeze;
+
 use std::{
     cell::RefCell,
     future::poll_fn,
     sync::{Arc, OnceLock},
-    task::Poll,
+    task::{Poll, Waker},
     time::Duration,
 };
 
@@ -15,6 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub(super) use self::freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed};
 use super::{listener::Listener, record::Home};
 use crate::{
     affinity::AffinityKey,
@@ -59,6 +62,10 @@ struct Open {
     farewell: Option<Farewell>,
     /// It carries a WebSocket.
     is_tunnel: bool,
+    /// Wakes it to stand still, when it can be carried over to another image of the program.
+    waker: Option<Waker>,
+    /// It was there when that was noted.
+    is_noted: bool,
 }
 
 /// The way to ask a connection to go, when it can say goodbye.
@@ -109,6 +116,8 @@ where
             task: None,
             farewell: None,
             is_tunnel: false,
+            waker: None,
+            is_noted: false,
         })
     });
     let future = connection(Ticket(index));

@@ -8,9 +8,13 @@
 //!   the other way. A reset of one side becomes a reset of the other.
 //! - The fast path reads no clock: the idle timer compares byte counts when it fires.
 
+mod saved;
+mod watch;
+
 use std::{
     cell::RefCell,
     future::{Future as _, poll_fn},
+    os::fd::{AsFd as _, BorrowedFd},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -19,19 +23,21 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
-    time::{Instant, Sleep, sleep},
+    time::sleep,
 };
 
-use super::record::{CloseReason, Traffic};
+pub(super) use self::saved::SavedState;
+use self::watch::Watch;
+use super::{
+    record::{CloseReason, Traffic},
+    registry,
+};
 
 /// One read takes at most this much; also the most that is kept per direction for a slow reader.
 const SCRATCH: usize = 64 * 1024;
 
 /// Reads in a row before other connections of the thread get their turn.
 const READS_PER_TURN: usize = 16;
-
-/// How often the source of a direction that is blocked is looked at for a reset.
-const BLOCKED_CHECK: Duration = Duration::from_secs(1);
 
 thread_local! {
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
@@ -47,6 +53,16 @@ pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
 
     /// Whether the peer has reset the connection, without reading from it.
     fn was_reset(&self) -> bool;
+
+    /// The descriptor, where that is all there is to it.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether it is a Unix socket.
+    fn is_unix(&self) -> bool {
+        false
+    }
 }
 
 impl Side for TcpStream {
@@ -57,6 +73,10 @@ impl Side for TcpStream {
 
     fn was_reset(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
     }
 }
 
@@ -70,6 +90,14 @@ impl<S: Side> Side for &mut S {
     fn was_reset(&self) -> bool {
         S::was_reset(self)
     }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        S::descriptor(self)
+    }
+
+    fn is_unix(&self) -> bool {
+        S::is_unix(self)
+    }
 }
 
 impl Side for UnixStream {
@@ -77,6 +105,14 @@ impl Side for UnixStream {
 
     fn was_reset(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+
+    fn is_unix(&self) -> bool {
+        true
     }
 }
 
@@ -88,6 +124,35 @@ pub(super) struct End {
     /// Not one byte of the client's went to the backend, nor of the backend's to the client: the
     /// client can be taken to another backend without noticing.
     pub(super) untouched: bool,
+}
+
+/// A relay between two of its moments.
+#[derive(Debug)]
+pub(super) struct State {
+    to_up: Flow,
+    to_down: Flow,
+    /// Whether that was the client, once a side has ended its stream.
+    client_ended_first: Option<bool>,
+    /// The preface had nothing of the client's.
+    nothing_early: bool,
+    /// Ends a connection on which no byte moved for that long, at most a quarter later.
+    idle: Option<Duration>,
+}
+
+impl State {
+    /// One that has not begun.
+    pub(super) fn new(preface: Preface, idle: Option<Duration>) -> Self {
+        Self {
+            idle,
+            nothing_early: preface.bytes.len() == preface.ours,
+            to_up: Flow {
+                pending: Pending::new(preface),
+                ..Flow::default()
+            },
+            to_down: Flow::default(),
+            client_ended_first: None,
+        }
+    }
 }
 
 /// What goes to the backend before anything that the client sends from now on.
@@ -102,49 +167,54 @@ pub(super) struct Preface {
 /// Relays between a client (`down`) and a backend (`up`) until the connection is over, counting
 /// bytes into `traffic` as they are taken. When the end is a reset, the caller passes it on.
 ///
-/// `idle` ends a connection on which no byte moved for that long, at most a quarter later.
+/// Where both sides are nothing but descriptors, it stands still when it has to, and gives nothing: it
+/// goes on from `state`.
 pub(super) async fn relay<D: Side, U: Side>(
     down: &mut D,
     up: &mut U,
-    preface: Preface,
+    state: &mut State,
     traffic: &mut Traffic,
-    idle: Option<Duration>,
-) -> End {
-    let nothing_early = preface.bytes.len() == preface.ours;
-    let mut to_up = Flow {
-        pending: Pending::new(preface),
-        ..Flow::default()
-    };
-    let mut to_down = Flow::default();
-    let mut first_to_end = None;
-    let mut watch = Watch::new(idle, *traffic);
+) -> Option<End> {
+    let State {
+        to_up,
+        to_down,
+        client_ended_first,
+        nothing_early,
+        idle,
+    } = state;
+    let can_be_carried = down.descriptor().is_some() && up.descriptor().is_some();
+    let mut watch = Watch::new(*idle, *traffic);
     let timer = sleep(watch.armed_for);
     tokio::pin!(timer);
 
     let reason = poll_fn(|cx| {
+        if can_be_carried && registry::is_frozen() {
+            return Poll::Ready(None);
+        }
         // Downwards first: what the backend said before it was reset still reaches the client.
         let downwards = to_down.poll(cx, up, down, &mut traffic.down, to_up.done);
         let upwards = to_up.poll(cx, down, up, &mut traffic.up, to_down.done);
-        if first_to_end.is_none() {
-            first_to_end = to_down
-                .source_ended
-                .then_some(CloseReason::BackendClosed)
-                .or_else(|| to_up.source_ended.then_some(CloseReason::ClientClosed));
+        if client_ended_first.is_none() {
+            let by_client = || to_up.source_ended.then_some(true);
+            *client_ended_first = to_down.source_ended.then_some(false).or_else(by_client);
         }
         match (upwards, downwards) {
             (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
-                return Poll::Ready(CloseReason::ClientReset);
+                return Poll::Ready(Some(CloseReason::ClientReset));
             }
             (_, Poll::Ready(Err(Fault::Source))) => {
-                return Poll::Ready(CloseReason::BackendReset);
+                return Poll::Ready(Some(CloseReason::BackendReset));
             }
             (Poll::Ready(Err(Fault::Sink)), _) => {
                 // It may have said why before it went, and the end of its stream is no end now.
                 let _last_words = to_down.poll(cx, up, down, &mut traffic.down, true);
-                return Poll::Ready(CloseReason::BackendReset);
+                return Poll::Ready(Some(CloseReason::BackendReset));
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
-                return Poll::Ready(first_to_end.unwrap_or(CloseReason::ClientClosed));
+                return Poll::Ready(Some(match client_ended_first {
+                    Some(false) => CloseReason::BackendClosed,
+                    Some(true) | None => CloseReason::ClientClosed,
+                }));
             }
             (Poll::Pending, _) | (_, Poll::Pending) => {}
         }
@@ -152,21 +222,21 @@ pub(super) async fn relay<D: Side, U: Side>(
         watch.mind_blocked(timer.as_mut(), blocked);
         while timer.as_mut().poll(cx).is_ready() {
             if to_up.is_blocked() && down.was_reset() {
-                return Poll::Ready(CloseReason::ClientReset);
+                return Poll::Ready(Some(CloseReason::ClientReset));
             }
             if to_down.is_blocked() && up.was_reset() {
-                return Poll::Ready(CloseReason::BackendReset);
+                return Poll::Ready(Some(CloseReason::BackendReset));
             }
             if watch.tick(timer.as_mut(), *traffic, blocked) {
-                return Poll::Ready(CloseReason::IdleTimeout);
+                return Poll::Ready(Some(CloseReason::IdleTimeout));
             }
         }
         Poll::Pending
     })
-    .await;
+    .await?;
 
-    let untouched = nothing_early && !to_up.is_blocked() && traffic.up == 0 && traffic.down == 0;
-    End { reason, untouched }
+    let untouched = *nothing_early && !to_up.is_blocked() && traffic.up == 0 && traffic.down == 0;
+    Some(End { reason, untouched })
 }
 
 /// One direction.
@@ -321,73 +391,6 @@ impl Pending {
     }
 }
 
-/// Notices that nothing moves, without reading a clock while something does.
-#[derive(Debug)]
-struct Watch {
-    idle: Option<Duration>,
-    /// What the timer is set to.
-    armed_for: Duration,
-    /// How long nothing has moved, as of the last tick.
-    quiet: Duration,
-    seen: Traffic,
-    /// The timer is set to look after a blocked direction.
-    minds_blocked: bool,
-}
-
-impl Watch {
-    fn new(idle: Option<Duration>, seen: Traffic) -> Self {
-        let mut new = Self {
-            idle,
-            armed_for: Duration::ZERO,
-            quiet: Duration::ZERO,
-            seen,
-            minds_blocked: false,
-        };
-        new.armed_for = new.relaxed();
-        new
-    }
-
-    /// Between ticks while no direction is blocked.
-    fn relaxed(&self) -> Duration {
-        self.idle.map_or(NEVER, |idle| idle / 4)
-    }
-
-    /// Sets the timer sooner once a direction is blocked: its source is not read from, so that
-    /// its reset would go unnoticed.
-    fn mind_blocked(&mut self, timer: Pin<&mut Sleep>, blocked: bool) {
-        if blocked && !self.minds_blocked {
-            self.minds_blocked = true;
-            self.arm(timer);
-        }
-    }
-
-    /// The timer has fired: counts the time, and sets it anew. True when the connection is idle.
-    fn tick(&mut self, timer: Pin<&mut Sleep>, now: Traffic, blocked: bool) -> bool {
-        if now == self.seen {
-            self.quiet += self.armed_for;
-        } else {
-            self.seen = now;
-            self.quiet = Duration::ZERO;
-        }
-        self.minds_blocked = blocked;
-        self.arm(timer);
-        self.idle.is_some_and(|idle| self.quiet >= idle)
-    }
-
-    fn arm(&mut self, timer: Pin<&mut Sleep>) {
-        let relaxed = self.relaxed();
-        self.armed_for = if self.minds_blocked {
-            relaxed.min(BLOCKED_CHECK)
-        } else {
-            relaxed
-        };
-        timer.reset(Instant::now() + self.armed_for);
-    }
-}
-
-/// Longer than a connection lives.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
-
 #[cfg(test)]
 mod tests {
     use tokio::{io::AsyncWriteExt as _, net::TcpListener};
@@ -411,8 +414,9 @@ mod tests {
         down.readable().await.unwrap();
         up.readable().await.unwrap();
         let mut traffic = Traffic::default();
-        let preface = Preface::default();
-        let end = relay(&mut down, &mut up, preface, &mut traffic, None).await;
+        let mut state = State::new(Preface::default(), None);
+        let end = relay(&mut down, &mut up, &mut state, &mut traffic).await;
+        let end = end.unwrap();
         assert_eq!(end.reason, CloseReason::BackendReset);
         assert!(!end.untouched, "they were read");
     }

@@ -1,10 +1,13 @@
 //! The worker's contract: how it gets its socket, and what its environment says.
 
+mod saved;
+
 use std::{ffi::OsString, fs, io, mem, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use nix::unistd::User;
 use socket2::{SockRef, Socket};
 
+pub(super) use self::saved::{SavedBacklog, SavedRoom};
 use super::{
     entrance::Entrances,
     exec::{FIRST_FD, Plan},

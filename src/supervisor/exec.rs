@@ -16,7 +16,7 @@ use nix::{
     sys::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},
-        signal::Signal,
+        signal::{SigSet, Signal},
     },
     unistd::{Pid, User, chdir, dup2_raw, dup2_stdin, getppid, initgroups, setgid, setuid},
 };
@@ -113,7 +113,7 @@ pub fn exec_worker_main(args: impl Iterator<Item = OsString>) -> ExitCode {
     if plan.watchdog {
         command.env("WATCHDOG_PID", &me);
     }
-    // This also empties the signal mask and gives SIGPIPE, which Rust ignores, its default back.
+    // This also gives SIGPIPE, which Rust ignores, its default back.
     let error = command.exec();
     let code = match error.kind() {
         io::ErrorKind::NotFound => NOT_FOUND,
@@ -123,6 +123,9 @@ pub fn exec_worker_main(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn prepare(plan: &Plan) -> Result<(), String> {
+    // Homescar blocks those that it reads by itself.
+    let unblocked = SigSet::empty().thread_set_mask();
+    unblocked.map_err(|e| fault("cannot unblock signals", &e))?;
     if let Some(soft) = plan.nofile {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| fault("getrlimit", &e))?;
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)

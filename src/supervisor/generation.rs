@@ -1,11 +1,14 @@
 //! One generation of a slot: a process with its sockets and pipes, from spawn to the last trace.
 
+mod saved;
+
 use std::{io, net::TcpListener, process::ExitStatus, sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub(super) use self::saved::SavedGeneration;
 use super::{
     contract::{Prepared, Room},
     entrance::Entrances,
@@ -124,7 +127,10 @@ impl Generation {
         let output_ends = CancellationToken::new();
         let mut output = JoinSet::new();
         match Output::new(source, stdout, stderr) {
-            Ok(lines) => drop(output.spawn(lines.run(output_ends.clone()))),
+            Ok(lines) => {
+                let member = home.halt().join(Arc::clone(&slot));
+                drop(output.spawn(lines.run(output_ends.clone(), member)));
+            }
             Err(error) => warn!(%slot, %error, "its output cannot be read"),
         }
         debug!(%slot, generation = number, pid, %address, "started");

@@ -1,6 +1,9 @@
 //! What one running homescar has for all its workers: a private directory for their sockets, an
 //! id that marks them, and the guard that takes them down should homescar die.
 
+mod dir;
+mod saved;
+
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
@@ -9,7 +12,6 @@ use std::{
     ops::Range,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
-    process::Child,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -22,14 +24,16 @@ use nix::{
     unistd::{User, chown},
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tempfile::TempDir;
 use tracing::warn;
 
-use super::{guard, process};
+use self::dir::RuntimeDir;
+pub use self::saved::SavedHome;
+use super::{
+    guard,
+    halt::Halt,
+    process::{self, Offspring},
+};
 
-/// `sun_path` has 108 bytes with its terminator; the longest name that is put below the
-/// directory is `/4294967295/notify-4294967295.sock`.
-const LONGEST_DIR: usize = 107 - 34;
 /// For the guard to say that it is there.
 const GUARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the guard to end; then it is killed, as it may have been stopped.
@@ -43,7 +47,8 @@ const PORT_TRIES: usize = 64;
 pub struct Home {
     exe: PathBuf,
     id: String,
-    dir: TempDir,
+    dir: RuntimeDir,
+    halt: Arc<Halt>,
     nofile: u64,
     rooms: AtomicU32,
     shared: Mutex<Shared>,
@@ -51,7 +56,7 @@ pub struct Home {
 
 #[derive(Debug)]
 struct Shared {
-    guard: Child,
+    guard: Offspring,
     /// To the guard; `None` once that has proved to be gone.
     socket: Option<UnixStream>,
     groups: BTreeSet<i32>,
@@ -72,7 +77,7 @@ impl Home {
     /// # Errors
     /// When the directory cannot be made, or the guard cannot be started.
     pub fn new(exe: PathBuf) -> io::Result<Self> {
-        let dir = runtime_dir()?;
+        let dir = RuntimeDir::make()?;
         let id: String = (0..4)
             .map(|_| format!("{:08x}", fastrand::u32(..)))
             .collect();
@@ -88,7 +93,7 @@ impl Home {
             generations: HashMap::new(),
         };
         if let Err(error) = socket.read_exact(&mut ready) {
-            let _gone_already = shared.guard.kill();
+            shared.guard.kill();
             let _reaped = shared.guard.wait();
             let text = format!("the guard process ({exe:?} __guard) did not start: {error}");
             return Err(io::Error::new(error.kind(), text));
@@ -100,6 +105,7 @@ impl Home {
             exe,
             id,
             dir,
+            halt: Arc::default(),
             nofile,
             rooms: AtomicU32::new(0),
             shared: Mutex::new(shared),
@@ -116,6 +122,17 @@ impl Home {
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.shared().groups.len()
+    }
+
+    /// Calls everything that belongs to workers to stand still.
+    pub(super) const fn halt(&self) -> &Arc<Halt> {
+        &self.halt
     }
 
     /// This program.
@@ -231,7 +248,7 @@ impl Drop for Home {
             };
             let _overdue = farewell();
         }
-        let _gone_already = shared.guard.kill();
+        shared.guard.kill();
         let _status = shared.guard.wait();
     }
 }
@@ -256,32 +273,4 @@ fn outside_the_ephemeral_range() -> Range<u16> {
         .ok()
         .and_then(|range| range.split_whitespace().next()?.parse().ok());
     FIRST..low.unwrap_or(FIRST)
-}
-
-/// A directory that only we may enter, with a name short enough for the sockets in it.
-fn runtime_dir() -> io::Result<TempDir> {
-    let make = |parent: &Path| {
-        tempfile::Builder::new()
-            .prefix(guard::DIR_PREFIX)
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(parent)
-    };
-    let dir = make(&std::env::temp_dir())?;
-    if dir.path().as_os_str().len() <= LONGEST_DIR {
-        return Ok(dir);
-    }
-    make(Path::new("/tmp"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_directory_is_private_and_its_name_short() {
-        let dir = runtime_dir().unwrap();
-        let mode = fs::metadata(dir.path()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
-        assert!(dir.path().as_os_str().len() <= LONGEST_DIR);
-    }
 }

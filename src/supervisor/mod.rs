@@ -13,6 +13,7 @@ mod entrance;
 mod exec;
 mod generation;
 mod guard;
+mod halt;
 mod home;
 mod node;
 mod notify;
@@ -25,21 +26,25 @@ mod receipt;
 mod report;
 mod restart;
 mod rollout;
+mod saved;
 mod slot;
 mod sweep;
+mod trial;
 mod worker;
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use entrance::{Asked, Doors, Entrances, Guests, SlotDoors};
 pub use exec::exec_worker_main;
 pub use guard::guard_main;
-pub use home::Home;
-pub use process::{EXEC_WORKER, GUARD};
+pub use home::{Home, SavedHome};
+pub use process::{CHECK_UPGRADE, EXEC_WORKER, GUARD};
 pub use receipt::{Connections, Outcome, SlotReceipt};
+pub use saved::{Resumption, Saved, Standstill, StillGuard};
+pub use trial::{CAN_TAKE_OVER, try_image};
 
 use crate::{cluster::Cluster, config::Workers};
 use node::SharedSockets;
@@ -95,6 +100,32 @@ impl Supervisor {
         workers: Arc<Workers>,
         entrances: Entrances,
     ) -> Self {
+        Self::begin(cluster, home, workers, entrances, None)
+    }
+
+    /// Goes on with those that an earlier image of the program has started; slots without one are
+    /// as they were, too.
+    ///
+    /// # Panics
+    /// Outside of a runtime; it should be a current-thread one.
+    #[must_use]
+    pub fn resume(
+        cluster: Cluster,
+        home: Arc<Home>,
+        workers: Arc<Workers>,
+        entrances: Entrances,
+        from: &mut Resumption,
+    ) -> Self {
+        Self::begin(cluster, home, workers, entrances, Some(from))
+    }
+
+    fn begin(
+        cluster: Cluster,
+        home: Arc<Home>,
+        workers: Arc<Workers>,
+        entrances: Entrances,
+        mut from: Option<&mut Resumption>,
+    ) -> Self {
         let mut supervisor = Self {
             cluster,
             home,
@@ -107,9 +138,18 @@ impl Supervisor {
             tasks: TaskTracker::new(),
         };
         for index in 0..supervisor.workers.count.get() {
-            supervisor.start(index);
+            supervisor.start(index, from.as_deref_mut());
         }
         supervisor
+    }
+
+    /// Lets no worker be replaced, until what this gives is dropped. Waits for the replacement that
+    /// is under way.
+    pub async fn hold_replacements(&self) -> Option<OwnedSemaphorePermit> {
+        if let Some(rollout) = &self.rollout {
+            rollout.ended.cancelled().await;
+        }
+        Arc::clone(&self.turn).acquire_owned().await.ok()
     }
 
     /// Takes on another configuration, which the cluster was told before. Slots beyond the new
@@ -130,7 +170,7 @@ impl Supervisor {
                 Some(slot) if !slot.orders.is_closed() => {
                     slot.order(&self.workers, &self.entrances, want);
                 }
-                _ if want == Want::Run => self.start(index),
+                _ if want == Want::Run => self.start(index, None),
                 _ => {}
             }
         }
@@ -210,7 +250,7 @@ impl Supervisor {
     }
 
     /// Starts the task of a slot that has none.
-    fn start(&mut self, index: usize) {
+    fn start(&mut self, index: usize, from: Option<&mut Resumption>) {
         let orders = Orders {
             workers: Arc::clone(&self.workers),
             entrances: self.entrances.clone(),
@@ -218,7 +258,7 @@ impl Supervisor {
         };
         let (orders, receiver) = watch::channel(orders);
         let (replace, replacements) = mpsc::channel(1);
-        let task = SlotTask::new(
+        let mut task = SlotTask::new(
             self.cluster.clone(),
             Arc::clone(&self.home),
             (Arc::clone(&self.shared), Arc::clone(&self.turn)),
@@ -227,6 +267,11 @@ impl Supervisor {
             replacements,
         );
         let name = task.name();
+        if let Some(from) = from
+            && let Some(saved) = from.slots.remove(&*name)
+        {
+            task.resume(saved, from);
+        }
         // The task has its handle: it ends when `orders` does.
         drop(self.tasks.spawn(task.run()));
         let handle = SlotHandle {

@@ -12,6 +12,7 @@
 
 mod address;
 mod message;
+mod saved;
 mod servers;
 mod sockets;
 mod wire;
@@ -28,7 +29,8 @@ use tracing::{debug, info, warn};
 
 pub(super) use self::{
     address::OwnAddress,
-    sockets::{SharedSockets, SlotSockets},
+    saved::SavedChannel,
+    sockets::{SavedSocket, SavedSockets, SharedSockets, SlotSockets},
 };
 use self::{
     message::{Query, Said},

@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixDatagram;
 use tracing::debug;
+
+use crate::handover::{Incoming, Number, Outgoing};
 
 /// The longest datagram that is read; systemd's own limit.
 const LONGEST: usize = 4096;
@@ -41,7 +44,34 @@ pub(super) struct NotifySocket {
     malformed: u64,
 }
 
+/// A [`NotifySocket`] for the next image of the program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SavedNotifySocket {
+    socket: Number,
+    path: PathBuf,
+}
+
+impl SavedNotifySocket {
+    /// The same again. Needs a runtime.
+    pub(super) fn resumed(self, incoming: &mut Incoming) -> io::Result<NotifySocket> {
+        let socket = std::os::unix::net::UnixDatagram::from(incoming.take(self.socket)?);
+        Ok(NotifySocket {
+            socket: UnixDatagram::from_std(socket)?,
+            path: self.path,
+            malformed: 0,
+        })
+    }
+}
+
 impl NotifySocket {
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self, outgoing: &mut Outgoing) -> io::Result<SavedNotifySocket> {
+        Ok(SavedNotifySocket {
+            socket: outgoing.add(&self.socket)?,
+            path: self.path.clone(),
+        })
+    }
+
     /// Binds it at `path`. The directory around it says who may write.
     ///
     /// # Errors

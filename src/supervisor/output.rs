@@ -1,6 +1,8 @@
 //! What workers print, line by line into the log: read at full speed so that no worker ever
 //! waits for us, and bounded so that none can flood the log or forge a line of it.
 
+mod saved;
+
 use std::{
     collections::VecDeque,
     fmt::Write as _,
@@ -16,6 +18,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+pub(super) use self::saved::SavedOutput;
+use super::halt::{Member, Piece};
 
 /// Longer lines are cut.
 const LINE: usize = 8 * 1024;
@@ -74,19 +79,26 @@ impl Output {
 
     /// Logs until both pipes are closed, or, once `ended`, until they are empty: somebody who
     /// keeps a pipe of a dead worker open keeps nobody waiting. Gives the last lines of stderr.
-    pub(super) async fn run(mut self, ended: CancellationToken) -> Vec<String> {
+    pub(super) async fn run(mut self, ended: CancellationToken, mut member: Member) -> Vec<String> {
         let mut buffer = vec![0; CHUNK];
         let mut report = tokio::time::interval(REPORT_EVERY);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.stdout.open || self.stderr.open {
             let from_stderr = tokio::select! {
                 () = ended.cancelled() => break,
+                () = member.called() => {
+                    self.report_dropped();
+                    let saved = |outgoing: &mut _| self.saved(outgoing).map(Box::new);
+                    member.describe(|outgoing| saved(outgoing).map(Piece::Output));
+                    member.goes_on().await;
+                    continue;
+                }
                 _ = report.tick() => {
                     self.report_dropped();
                     continue;
                 }
-                _ = self.stdout.pipe.readable(), if self.stdout.open => false,
-                _ = self.stderr.pipe.readable(), if self.stderr.open => true,
+                () = self.stdout.readable() => false,
+                () = self.stderr.readable() => true,
             };
             self.read(from_stderr, &mut buffer);
             // A pipe that is always full must not have the thread to itself.
@@ -112,7 +124,8 @@ impl Output {
         if !stream.open {
             return 0;
         }
-        let read = match stream.pipe.try_read(buffer) {
+        let Some(pipe) = &stream.pipe else { return 0 };
+        let read = match pipe.try_read(buffer) {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return 0,
             Err(_) => 0,
@@ -185,7 +198,8 @@ impl Output {
 #[derive(Debug)]
 struct Stream {
     name: &'static str,
-    pipe: pipe::Receiver,
+    /// There while it is open, or was when this image of the program began.
+    pipe: Option<pipe::Receiver>,
     open: bool,
     lines: Lines,
 }
@@ -194,9 +208,19 @@ impl Stream {
     fn new(name: &'static str, pipe: pipe::Receiver) -> Self {
         Self {
             name,
-            pipe,
+            pipe: Some(pipe),
             open: true,
             lines: Lines::default(),
+        }
+    }
+
+    /// Waits until something is in it; for ever when it is closed.
+    async fn readable(&self) {
+        match &self.pipe {
+            Some(pipe) if self.open => {
+                let _ready = pipe.readable().await;
+            }
+            _ => std::future::pending().await,
         }
     }
 }

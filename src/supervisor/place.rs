@@ -22,10 +22,10 @@ pub(super) const BACKLOG: i32 = 1024;
 #[derive(Debug)]
 pub(super) struct Place {
     home: Arc<Home>,
-    port: Option<u16>,
-    listener: Option<Arc<TcpListener>>,
+    pub(super) port: Option<u16>,
+    pub(super) listener: Option<Arc<TcpListener>>,
     /// Under contract `node`.
-    sockets: Option<Arc<SlotSockets>>,
+    pub(super) sockets: Option<Arc<SlotSockets>>,
 }
 
 impl Place {

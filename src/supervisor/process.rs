@@ -12,10 +12,13 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::{
+    io::retry_on_intr,
+    process::{PidfdFlags, WaitOptions, pidfd_open, waitpid},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{exec::Plan, pass};
@@ -24,6 +27,8 @@ use super::{exec::Plan, pass};
 pub const EXEC_WORKER: &str = "__exec-worker";
 /// The subcommand that is the guard.
 pub const GUARD: &str = "__guard";
+/// The subcommand that says whether it could take over.
+pub const CHECK_UPGRADE: &str = "__check-upgrade";
 
 /// How a worker is started.
 #[derive(Debug)]
@@ -38,11 +43,48 @@ pub(super) struct Launch<'a> {
     pub pass: Vec<OwnedFd>,
 }
 
+/// A process that we have started, also in an earlier image of the program. Its number is its own
+/// until we have waited for it.
+#[derive(Debug)]
+pub(super) struct Offspring(Pid);
+
+impl Offspring {
+    fn of(child: &Child) -> io::Result<Self> {
+        Self::with_id(child.id())
+    }
+
+    /// The one with this number.
+    pub(super) fn with_id(id: u32) -> io::Result<Self> {
+        let raw = i32::try_from(id).map_err(io::Error::other)?;
+        Ok(Self(Pid::from_raw(raw)))
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.0.as_raw().unsigned_abs()
+    }
+
+    pub(super) fn kill(&self) {
+        let _gone_already = kill(self.0, Signal::SIGKILL);
+    }
+
+    /// Waits for its end, and reaps it.
+    pub(super) fn wait(&self) -> io::Result<ExitStatus> {
+        let pid = pid_of(self.0)?;
+        let ended = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))?;
+        let (_, status) = ended.ok_or(io::ErrorKind::NotFound)?;
+        Ok(ExitStatus::from_raw(status.as_raw()))
+    }
+}
+
+fn pid_of(pid: Pid) -> io::Result<rustix::process::Pid> {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw());
+    Ok(pid.ok_or(io::ErrorKind::InvalidInput)?)
+}
+
 /// A running worker: the leader of its own process group. Dropping it kills the group.
 #[derive(Debug)]
 pub(super) struct Process {
-    child: Child,
-    group: Pid,
+    offspring: Offspring,
     /// Readable once the process has ended.
     exit: AsyncFd<OwnedFd>,
     reaped: bool,
@@ -73,44 +115,49 @@ impl Process {
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             unreachable!("both were asked to be pipes");
         };
-        let raw = i32::try_from(child.id()).map_err(io::Error::other)?;
-        let group = Pid::from_raw(raw);
-        match watch(raw) {
-            Ok(exit) => {
-                let process = Self {
-                    child,
-                    group,
-                    exit,
-                    reaped: false,
-                };
-                Ok((process, stdout, stderr))
-            }
+        let process = Self::of(Offspring::of(&child)?)?;
+        Ok((process, stdout, stderr))
+    }
+
+    /// The one with this number, which an earlier image of the program has started.
+    pub(super) fn with_id(id: u32) -> io::Result<Self> {
+        Self::of(Offspring::with_id(id)?)
+    }
+
+    /// Kills it when it cannot be watched.
+    fn of(offspring: Offspring) -> io::Result<Self> {
+        match watch(offspring.0) {
+            Ok(exit) => Ok(Self {
+                offspring,
+                exit,
+                reaped: false,
+            }),
             Err(error) => {
-                let _gone_already = killpg(group, Signal::SIGKILL);
-                let _status = child.wait();
+                let _gone_already = killpg(offspring.0, Signal::SIGKILL);
+                let _status = offspring.wait();
                 Err(error)
             }
         }
     }
 
     pub(super) fn id(&self) -> u32 {
-        self.child.id()
+        self.offspring.id()
     }
 
     /// Its process group, which has the number of the process.
     pub(super) const fn group(&self) -> i32 {
-        self.group.as_raw()
+        self.offspring.0.as_raw()
     }
 
     /// TERM for the whole group, as at a terminal: a command may be a script that does not pass
     /// it on.
     pub(super) fn term(&self) {
-        let _gone_already = killpg(self.group, Signal::SIGTERM);
+        let _gone_already = killpg(self.offspring.0, Signal::SIGTERM);
     }
 
     /// KILL for the whole group.
     pub(super) fn kill(&self) {
-        let _gone_already = killpg(self.group, Signal::SIGKILL);
+        let _gone_already = killpg(self.offspring.0, Signal::SIGKILL);
     }
 
     /// Waits until it has ended, without reaping it: until then its number is its own.
@@ -128,7 +175,7 @@ impl Process {
         // Before the wait, which makes the group's number free for others.
         self.kill();
         self.reaped = true;
-        self.child.wait()
+        self.offspring.wait()
     }
 }
 
@@ -140,9 +187,8 @@ impl Drop for Process {
     }
 }
 
-fn watch(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
-    let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-    let exit = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+fn watch(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
+    let exit = pidfd_open(pid_of(pid)?, PidfdFlags::NONBLOCK)?;
     #[expect(
         unsafe_code,
         reason = "the safe way is deprecated; this one needs a promise"
@@ -153,16 +199,44 @@ fn watch(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(exit)
 }
 
+/// Starts another image of the program, which is to say whether it could take over: with what it
+/// would get as its stdin, and our own arguments.
+pub(super) fn spawn_check(
+    exe: &Path,
+    arguments: &[OsString],
+    state: OwnedFd,
+) -> io::Result<(Process, ChildStdout, ChildStderr)> {
+    let mut child = program(exe)
+        .arg(CHECK_UPGRADE)
+        .args(arguments)
+        .stdin(state)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        unreachable!("both were asked to be pipes");
+    };
+    let process = Process::of(Offspring::of(&child)?)?;
+    Ok((process, stdout, stderr))
+}
+
 /// Starts the guard, with `socket` as its stdin.
-pub(super) fn spawn_guard(exe: &Path, id: &str, dir: &Path, socket: OwnedFd) -> io::Result<Child> {
-    program(exe)
+pub(super) fn spawn_guard(
+    exe: &Path,
+    id: &str,
+    dir: &Path,
+    socket: OwnedFd,
+) -> io::Result<Offspring> {
+    let child = program(exe)
         .arg(GUARD)
         .arg(id)
         .arg(dir)
         .stdin(socket)
         .stdout(Stdio::null())
         .spawn()
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot run {exe:?}: {error}")))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot run {exe:?}: {error}")))?;
+    Offspring::of(&child)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the file that spawns")]

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use crate::handover::Moment;
 
 /// A generation that was ready for this long ran stably: what came before is forgiven.
 pub(super) const STABLE_AFTER: Duration = Duration::from_secs(10);
@@ -20,6 +23,24 @@ pub(super) struct Restarts {
     failures: u32,
     first_failure: Option<Instant>,
     last_said: Option<Instant>,
+}
+
+/// [`Restarts`] for the next image of the program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SavedRestarts {
+    failures: u32,
+    first_failure: Option<Moment>,
+    last_said: Option<Moment>,
+}
+
+impl SavedRestarts {
+    pub(super) fn resumed(self, now: Instant) -> Restarts {
+        Restarts {
+            failures: self.failures,
+            first_failure: self.first_failure.map(|at| at.at(now)),
+            last_said: self.last_said.map(|at| at.at(now)),
+        }
+    }
 }
 
 /// What follows from the end of a generation.
@@ -57,6 +78,15 @@ pub(super) enum Say {
 }
 
 impl Restarts {
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self, now: Instant) -> SavedRestarts {
+        SavedRestarts {
+            failures: self.failures,
+            first_failure: self.first_failure.map(|at| Moment::of(at, now)),
+            last_said: self.last_said.map(|at| Moment::of(at, now)),
+        }
+    }
+
     /// A generation has ended. `random` is in `0.0..1.0` and takes up to a fifth off the delay,
     /// so that slots which fail together do not start together.
     pub(super) fn ended(&mut self, stable: bool, now: Instant, random: f64) -> Verdict {

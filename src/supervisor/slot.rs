@@ -7,6 +7,7 @@ mod memory;
 mod notices;
 mod retiring;
 mod rolling;
+mod saved;
 mod waits;
 
 use std::{
@@ -26,17 +27,20 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+pub(super) use self::saved::SavedSlot;
 use self::{
     ending::take_out,
     memory::Diet,
     notices::{noticed, was_not_ready},
     rolling::{Successor, progress},
+    saved::Resumed,
     waits::{asked, exited, passed, told},
 };
 use super::{
     contract::Room,
     entrance::Entrances,
     generation::{Ended, Generation},
+    halt::Member,
     home::Home,
     node::{Channel, SharedSockets},
     notify::Message,
@@ -44,7 +48,7 @@ use super::{
     receipt::SlotReceipt,
     report,
     rollout::Replace,
-    worker::{Action, Event, Limits, Why, Worker},
+    worker::{Action, Event, Limits, Why},
 };
 use crate::{
     cluster::{AdminState, Cluster, Skip, SlotStats},
@@ -97,6 +101,10 @@ pub(super) struct SlotTask {
     drained_by: Option<Instant>,
     /// Nobody gives orders any more.
     orphaned: bool,
+    /// Its place among those who stand still for an upgrade.
+    member: Member,
+    /// It goes on from an earlier image of the program.
+    resumed: Option<Resumed>,
 }
 
 impl SlotTask {
@@ -111,6 +119,8 @@ impl SlotTask {
         let name: Arc<str> = format!("{}/{index}", cluster.name()).into();
         let last = home.last_generation(Arc::clone(&name));
         Self {
+            member: home.halt().join(Arc::clone(&name)),
+            resumed: None,
             room: Room::new(Arc::clone(&home), Arc::clone(&name), shared, index),
             name,
             cluster,
@@ -149,8 +159,9 @@ impl SlotTask {
 
     /// From the first spawn to [`Action::Finish`].
     async fn generations(&mut self) {
-        let mut worker = Worker::new(Instant::now());
+        let mut worker = self.first().await;
         let mut snapshots = self.cluster.subscribe();
+        snapshots.mark_changed();
         let mut ended = None;
         let mut events = VecDeque::from(self.obey().await);
         loop {
@@ -195,6 +206,7 @@ impl SlotTask {
                     Ok(()) => events.extend(self.obey().await),
                     Err(_) => events.push_back(self.is_orphaned()),
                 },
+                () = self.member.called() => self.stand_still(&worker).await,
                 replace = asked(&mut self.replacements, &mut self.diet, most), if may_replace => {
                     events.extend(self.begin_replacement(replace).await);
                 }

@@ -6,10 +6,14 @@
 //!    └──backoff──────┴──── Ending ←──┘            (asked to stop: Finished)
 //! ```
 
+mod saved;
+
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+pub(super) use self::saved::SavedWorker;
 use super::{
     notify::Message,
     restart::{Restarts, STABLE_AFTER, Verdict},
@@ -34,7 +38,7 @@ pub(super) struct Worker {
 }
 
 /// Deadlines of one generation.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Limits {
     /// From spawn to ready.
     pub ready: Duration,
@@ -128,7 +132,7 @@ pub(super) enum Action {
 }
 
 /// Why a worker ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Why {
     /// We want it to.
     Asked,

@@ -47,6 +47,8 @@ mod servers;
 mod stickiness;
 mod supervisor;
 mod support;
+mod systemd;
 mod tidy;
 mod tls;
+mod upgrade;
 mod websocket;

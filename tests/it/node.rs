@@ -2,6 +2,7 @@
 
 mod crowd;
 mod rolling;
+mod upgrade;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 

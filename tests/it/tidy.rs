@@ -7,20 +7,26 @@ use std::{
 };
 
 /// Which rooms a room may use, as printed in `src/lib.rs`.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("affinity", &[]),
     ("metrics", &[]),
     ("config", &[]),
+    ("handover", &[]),
     ("log", &["config"]),
     ("tls", &["config"]),
     ("cluster", &["affinity", "config", "metrics", "tls"]),
     ("health", &["cluster", "config", "tls"]),
-    ("supervisor", &["cluster", "config"]),
+    ("supervisor", &["cluster", "config", "handover"]),
     (
         "proxy",
-        &["affinity", "cluster", "config", "metrics", "tls"],
+        &[
+            "affinity", "cluster", "config", "handover", "metrics", "tls",
+        ],
     ),
-    ("direct", &["affinity", "cluster", "config", "proxy"]),
+    (
+        "direct",
+        &["affinity", "cluster", "config", "handover", "proxy"],
+    ),
     (
         "admin",
         &[
@@ -42,6 +48,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "cluster",
             "config",
             "direct",
+            "handover",
             "health",
             "log",
             "proxy",
@@ -54,8 +61,9 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 const LONGEST_FILE: usize = 450;
 
 /// Files that may hold unsafe code.
-const UNSAFE: [&str; 3] = [
+const UNSAFE: [&str; 4] = [
     "src/cluster/backlog.rs",
+    "src/handover.rs",
     "src/supervisor/exec.rs",
     "src/supervisor/process.rs",
 ];

@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use crate::handover::{Incoming, Number, Outgoing};
+
 /// The first network of 254 addresses …
 const FIRST: [u8; 3] = [127, 72, 84];
 /// … and how many there are.
@@ -21,7 +23,7 @@ const PER_NETWORK: usize = 254;
 #[derive(Debug)]
 pub(in crate::supervisor) struct OwnAddress {
     address: Ipv4Addr,
-    _reservation: UnixDatagram,
+    reservation: UnixDatagram,
 }
 
 impl OwnAddress {
@@ -39,7 +41,7 @@ impl OwnAddress {
                 Ok(reservation) => {
                     return Ok(Self {
                         address,
-                        _reservation: reservation,
+                        reservation,
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
@@ -47,6 +49,22 @@ impl OwnAddress {
             }
         }
         Err(io::ErrorKind::AddrInUse.into())
+    }
+
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self, outgoing: &mut Outgoing) -> io::Result<(Ipv4Addr, Number)> {
+        Ok((self.address, outgoing.add(&self.reservation)?))
+    }
+
+    /// The same again.
+    pub(super) fn resumed(
+        (address, reservation): (Ipv4Addr, Number),
+        incoming: &mut Incoming,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            address,
+            reservation: incoming.take(reservation)?.into(),
+        })
     }
 
     pub(super) const fn address(&self) -> Ipv4Addr {

@@ -1,6 +1,6 @@
 //! One line of the channel: what it means, and what is answered. JSON in and out, no sockets.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Node's side of the protocol puts this first into what is not the application's own.
@@ -43,7 +43,7 @@ pub(super) enum Said {
 }
 
 /// A server that wants to listen.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Query {
     /// What the answer refers to.

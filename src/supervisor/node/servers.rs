@@ -42,6 +42,22 @@ impl Servers {
         }
     }
 
+    /// The same again, in another image of the program.
+    pub(super) fn resumed(expected: &[u16], known: Option<u16>, routed: Option<u16>) -> Self {
+        Self {
+            routed,
+            ..Self::new(expected, known)
+        }
+    }
+
+    pub(super) fn expected(&self) -> &[u16] {
+        &self.expected
+    }
+
+    pub(super) const fn known(&self) -> Option<u16> {
+        self.known
+    }
+
     /// The port of the server that clients are brought to.
     pub(super) const fn routed(&self) -> Option<u16> {
         self.routed

@@ -1,5 +1,7 @@
 //! The listening sockets that Node workers are given.
 
+mod saved;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -9,6 +11,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+pub(in crate::supervisor) use self::saved::{SavedSocket, SavedSockets};
 use super::{address::OwnAddress, message::Query};
 use crate::{
     config::Address,

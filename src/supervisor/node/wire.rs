@@ -3,11 +3,15 @@
 use std::{collections::VecDeque, io, net::TcpListener, os::fd::AsFd, sync::Arc, time::Duration};
 
 use rustix::net::SendFlags;
+use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, net::UnixStream, time::Instant};
 use tracing::{debug, warn};
 
 use super::message;
-use crate::supervisor::pass;
+use crate::{
+    handover::{self, Number, Outgoing},
+    supervisor::pass,
+};
 
 /// The longest line that is kept. The protocol's own are short.
 const LONGEST: usize = 64 * 1024;
@@ -64,7 +68,50 @@ impl Letter {
     }
 }
 
+/// A [`Wire`] on which nothing is under way, for the next image of the program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SavedWire {
+    stream: Number,
+    is_closed: bool,
+    rest: Vec<u8>,
+    skipping: bool,
+    warned: bool,
+}
+
+impl SavedWire {
+    /// The same again. Needs a runtime.
+    pub(super) fn resumed(
+        self,
+        slot: Arc<str>,
+        incoming: &mut handover::Incoming,
+    ) -> io::Result<Wire> {
+        let stream = std::os::unix::net::UnixStream::from(incoming.take(self.stream)?);
+        let mut wire = Wire::new(UnixStream::from_std(stream)?, slot);
+        wire.closed = self.is_closed.then(Instant::now);
+        wire.incoming.rest = self.rest;
+        wire.incoming.skipping = self.skipping;
+        wire.incoming.warned = self.warned;
+        Ok(wire)
+    }
+}
+
 impl Wire {
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self, outgoing: &mut Outgoing) -> io::Result<SavedWire> {
+        Ok(SavedWire {
+            stream: outgoing.add(&self.stream)?,
+            is_closed: self.closed.is_some(),
+            rest: self.incoming.rest.clone(),
+            skipping: self.incoming.skipping,
+            warned: self.incoming.warned,
+        })
+    }
+
+    /// Whether nothing waits to be sent, or to be confirmed.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.closed.is_some() || (self.outgoing.is_empty() && self.unconfirmed.is_none())
+    }
+
     pub(super) fn new(stream: UnixStream, slot: Arc<str>) -> Self {
         Self {
             stream,

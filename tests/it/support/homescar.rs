@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard},
@@ -41,17 +42,36 @@ pub(crate) struct Homescar {
 impl Homescar {
     /// `homescar serve` with this configuration file.
     pub(crate) fn serve(config: &str) -> Self {
+        Self::serve_with(config, &[])
+    }
+
+    /// The same with additional environment.
+    pub(crate) fn serve_with(config: &str, env: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_homescar"));
+        command.envs(env.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Self::serve_by(command, config)
+    }
+
+    /// The same, started by another program that takes its command line as arguments; `sockets`
+    /// are that program's stdin and stdout.
+    pub(crate) fn serve_through(by: &[&str], config: &str, sockets: [OwnedFd; 2]) -> Self {
+        let mut command = Command::new(by[0]);
+        command.args(&by[1..]).arg(env!("CARGO_BIN_EXE_homescar"));
+        let [stdin, stdout] = sockets;
+        command.stdin(stdin).stdout(stdout);
+        Self::serve_by(command, config)
+    }
+
+    /// The same with another program.
+    pub(crate) fn serve_by(mut command: Command, config: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("homescar.toml");
         fs::write(&file, config).unwrap();
-        let arguments = [
-            "serve",
-            "--log-format",
-            "json",
-            "-c",
-            file.to_str().unwrap(),
-        ];
-        Self::start(&arguments, &[], folder)
+        command
+            .args(["serve", "--log-format", "json", "-c"])
+            .arg(file);
+        Self::watch(command, folder)
     }
 
     /// `homescar` with these arguments and additional environment.
@@ -60,15 +80,22 @@ impl Homescar {
     }
 
     fn start(arguments: &[&str], env: &[(&str, &str)], folder: TempDir) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_homescar"))
-            .args(arguments)
-            .env("HOMESCAR_SOCKET", folder.path().join("admin.sock"))
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_homescar"));
+        command.args(arguments);
+        command.envs(env.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Self::watch(command, folder)
+    }
+
+    fn watch(mut command: Command, folder: TempDir) -> Self {
+        // Unless the test chose one.
+        if !command
+            .get_envs()
+            .any(|(name, _)| name == "HOMESCAR_SOCKET")
+        {
+            command.env("HOMESCAR_SOCKET", folder.path().join("admin.sock"));
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (sender, lines) = watch::channel(0);

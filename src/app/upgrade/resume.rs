@@ -1,0 +1,235 @@
+//! homescar goes on in another image of the program.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use ahash::HashMap;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{
+    NoTakeover, Program, Takeover,
+    state::{SavedSlot, State},
+};
+use crate::{
+    app::{
+        App, Certificates, ConfigFile, Directs, Office, Place, Scale, ServiceManager, Signers,
+        StartError, log_faults, secrets,
+    },
+    cluster::Event,
+    config::{Config, Facts},
+    handover::Incoming,
+    proxy::{BoundGroup, DataPlane, Listener},
+    supervisor::Home,
+};
+
+/// For slots to be in the table as they were.
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(5);
+
+/// All that can fail.
+struct Prepared {
+    groups: HashMap<Place, BoundGroup>,
+    directs: Directs,
+    certificates: Certificates,
+    signers: Signers,
+    signing: secrets::Signing,
+    plane: Arc<DataPlane>,
+}
+
+impl Prepared {
+    fn new(state: &State, incoming: &Incoming, config: &Config) -> Result<Self, StartError> {
+        let mut certificates = Certificates::default();
+        let staged = certificates.stage(config)?;
+        let signers = Signers::of(state.secret);
+        let signing = signers.read(config)?;
+        let mut groups = HashMap::default();
+        for door in &state.doors {
+            let sockets = door.sockets.iter();
+            let sockets = sockets.map(|number| Ok(incoming.copy(*number)?.into()));
+            let sockets: std::io::Result<Vec<_>> = sockets.collect();
+            let sockets = sockets?;
+            let mut listeners = config.listeners.iter();
+            let listener = listeners.find(|listener| listener.name == door.listener);
+            if let Some(place) = listener.and_then(|found| Place::of(found).nth(door.index)) {
+                groups.insert(place, BoundGroup::of(sockets)?);
+            }
+        }
+        let directs = Directs::resume(config, &state.directs, incoming)?;
+        crate::proxy::write_records(config.log.records);
+        let plane = DataPlane::start(config.threads, config.max_connections)?;
+        certificates.take(staged);
+        Ok(Self {
+            groups,
+            directs,
+            certificates,
+            signers,
+            signing,
+            plane: Arc::new(plane),
+        })
+    }
+
+    fn into_app(
+        self,
+        config: Config,
+        file: Option<ConfigFile>,
+        home: Home,
+        (program, scales): (Program, BTreeMap<Arc<str>, Scale>),
+    ) -> (App, HashMap<Place, BoundGroup>, secrets::Signing) {
+        let Self {
+            groups,
+            directs,
+            certificates,
+            signers,
+            signing,
+            plane,
+        } = self;
+        let path = file.as_ref().map(|file| file.path.clone());
+        let office = Office::reopen(&config.admin, path, &home, &plane);
+        let app = App {
+            config,
+            file,
+            home: Arc::new(home),
+            plane,
+            clusters: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            doors: HashMap::default(),
+            directs,
+            certificates,
+            signers,
+            scales,
+            office,
+            manager: ServiceManager::greet(),
+            program: Some(program),
+            leaving: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        };
+        (app, groups, signing)
+    }
+}
+
+impl App {
+    /// Goes on where an earlier image has stood still. What can fail does so before anything is
+    /// touched; then that image goes on.
+    ///
+    /// # Errors
+    /// When neither can.
+    pub async fn resume(
+        takeover: Takeover,
+        config: Config,
+        file: Option<ConfigFile>,
+        exe: PathBuf,
+        arguments: Vec<std::ffi::OsString>,
+    ) -> Result<Self, NoTakeover> {
+        let prepare = || Prepared::new(&takeover.state, &takeover.incoming, &config);
+        let prepared = match catch_unwind(AssertUnwindSafe(prepare)) {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(error)) => return Err(takeover.go_back(&error.to_string())),
+            Err(_) => return Err(takeover.go_back("the new program panicked")),
+        };
+        let Takeover {
+            state,
+            incoming,
+            failed,
+            ..
+        } = takeover;
+        let State {
+            version,
+            program,
+            workers,
+            slots,
+            scales,
+            connections,
+            cut,
+            shut,
+            ..
+        } = state;
+        let (home, mut resumption) = workers.resume(exe, incoming)?;
+        let program = Program {
+            path: program,
+            arguments,
+        };
+        let (mut app, mut groups, signing) =
+            prepared.into_app(config, file, home, (program, scales));
+        app.start_clusters(&groups, &signing, Some(&mut resumption));
+        let mut incoming = resumption.finish(PUBLISHED_WITHIN).await;
+        app.resume_slots(&slots).await;
+        app.let_in(&mut groups);
+        let carried = connections.len();
+        for connection in connections {
+            match app.listener_of(connection.listener()) {
+                Some(listener) => app.plane.resume(listener, connection, &mut incoming),
+                None => warn!("a connection of a listener that is not there is lost"),
+            }
+        }
+        drop(incoming);
+        if let Some(why) = failed {
+            warn!("not upgraded, all goes on as before: the new program failed: {why}");
+            return Ok(app);
+        }
+        let waited = shut.elapsed().unwrap_or_default();
+        info!(
+            from = %version, to = env!("CARGO_PKG_VERSION"),
+            workers = app.home.workers(), connections = carried, cut,
+            shut_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            "upgraded"
+        );
+        app.read_file_if_changed().await;
+        Ok(app)
+    }
+
+    /// Slots are in the table as they were before anybody is let in.
+    async fn resume_slots(&self, slots: &[SavedSlot]) {
+        for saved in slots {
+            let Some(running) = self.clusters.get(&saved.cluster) else {
+                continue;
+            };
+            let cluster = running.cluster();
+            if let Some(entry) = cluster.load().entry(&saved.slot) {
+                saved.add_to(&entry.slot.stats);
+            }
+            if let Some(health) = saved.health.clone() {
+                let checked = Event::Checked {
+                    slot: Arc::clone(&saved.slot),
+                    generation: 0,
+                    health,
+                };
+                cluster.report(checked).await;
+            }
+            let admin = Event::Admin {
+                slot: Arc::clone(&saved.slot),
+                state: saved.admin,
+            };
+            cluster.report(admin).await;
+        }
+        for config in &self.config.clusters {
+            self.clusters[&config.name].publish(config).await;
+        }
+    }
+
+    fn listener_of(&self, name: &str) -> Option<&Arc<Listener>> {
+        let listener = self.listeners.get(name);
+        listener.or_else(|| self.directs.rescued(name))
+    }
+
+    /// What has changed in the file since it was read last takes effect, as in a reload.
+    async fn read_file_if_changed(&mut self) {
+        let Some(ConfigFile { path, log }) = self.file.clone() else {
+            return;
+        };
+        match Config::load(&path, &Facts::of_this_process()) {
+            Ok(mut config) => {
+                config.log = log.over(config.log);
+                self.keep_scales(&mut config);
+                if config != self.config {
+                    let _said_in_the_log = self.change_to(config, &path).await;
+                }
+            }
+            Err(faults) => log_faults(&faults),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Connections that pass from one image of the program to the next: two descriptors, what was read
+//! and not taken yet, and what their record knows.
+//!
+//! Those are relays in mode `tcp`, without encryption on either side.
+
+use std::{
+    io, net::TcpStream as StdTcpStream, os::unix::net::UnixStream as StdUnixStream, sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::{
+    connect::Upstream,
+    listener::Listener,
+    record::{ConnectionRecord, SavedRecord},
+    relay::{SavedState, Side, State},
+};
+use crate::{
+    cluster::Snapshot,
+    handover::{Incoming, Number, hold_back, let_pass},
+};
+
+/// What the next image has to know of a connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Carried {
+    record: SavedRecord,
+    client: Number,
+    backend: Number,
+    /// The backend is reached by a Unix socket.
+    is_unix: bool,
+    relay: SavedState,
+}
+
+/// A connection in this image that began in an earlier one.
+#[derive(Debug)]
+pub(super) struct Resumed {
+    pub(super) record: ConnectionRecord,
+    pub(super) client: TcpStream,
+    pub(super) upstream: Upstream,
+    pub(super) relay: State,
+}
+
+/// A connection whose descriptors are there.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    carried: Carried,
+    client: StdTcpStream,
+    backend: std::os::fd::OwnedFd,
+}
+
+impl Carried {
+    /// A connection that stands still. Its descriptors pass through the next `execve(2)`, until
+    /// [`stay`](Self::stay) is called.
+    pub(super) fn new(
+        record: &ConnectionRecord,
+        client: &impl Side,
+        backend: &impl Side,
+        relay: &State,
+    ) -> io::Result<Self> {
+        let pass = |side: Option<std::os::fd::BorrowedFd<'_>>| {
+            let_pass(&side.ok_or(io::ErrorKind::Unsupported)?)
+        };
+        Ok(Self {
+            record: record.saved(),
+            client: pass(client.descriptor())?,
+            backend: pass(backend.descriptor())?,
+            is_unix: backend.is_unix(),
+            relay: relay.saved(),
+        })
+    }
+
+    /// Takes the descriptors back.
+    pub(super) fn stay(client: &impl Side, backend: &impl Side) {
+        for side in [client.descriptor(), backend.descriptor()] {
+            side.iter().for_each(hold_back);
+        }
+    }
+
+    /// The listener by which it came in.
+    #[must_use]
+    pub fn listener(&self) -> &str {
+        &self.record.listener
+    }
+
+    /// Takes its descriptors.
+    pub(super) fn arrive(self, incoming: &mut Incoming) -> io::Result<Arrived> {
+        Ok(Arrived {
+            client: incoming.take(self.client)?.into(),
+            backend: incoming.take(self.backend)?,
+            carried: self,
+        })
+    }
+
+    /// The descriptors that it needs.
+    pub fn descriptors(&self) -> [Number; 2] {
+        [self.client, self.backend]
+    }
+}
+
+impl Arrived {
+    /// The connection again, on the thread that is to have it.
+    pub(super) fn resume(
+        self,
+        listener: &Arc<Listener>,
+        snapshot: &Snapshot,
+        idle: Option<Duration>,
+    ) -> io::Result<Resumed> {
+        let upstream = match self.carried.is_unix {
+            true => Upstream::Unix(UnixStream::from_std(StdUnixStream::from(self.backend))?),
+            false => Upstream::Tcp(TcpStream::from_std(StdTcpStream::from(self.backend))?),
+        };
+        Ok(Resumed {
+            client: TcpStream::from_std(self.client)?,
+            upstream,
+            record: ConnectionRecord::resumed(self.carried.record, Arc::clone(listener), snapshot),
+            relay: State::resumed(self.carried.relay, idle),
+        })
+    }
+}

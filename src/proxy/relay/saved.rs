@@ -1,0 +1,79 @@
+//! A relay between two of its moments, for the next image of the program: what was read and not
+//! taken yet, and which side has ended.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Flow, Pending, State};
+
+/// A [`State`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::proxy) struct SavedState {
+    to_up: SavedFlow,
+    to_down: SavedFlow,
+    /// Whether the client was the first to end its stream, when one has.
+    client_ended_first: Option<bool>,
+    nothing_early: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedFlow {
+    pending: Vec<u8>,
+    /// How many of them, from the front, are ours.
+    ours: usize,
+    source_ended: bool,
+    done: bool,
+}
+
+impl State {
+    /// What the next image has to know of it.
+    pub(in crate::proxy) fn saved(&self) -> SavedState {
+        SavedState {
+            to_up: self.to_up.saved(),
+            to_down: self.to_down.saved(),
+            client_ended_first: self.client_ended_first,
+            nothing_early: self.nothing_early,
+        }
+    }
+
+    /// The same again.
+    pub(in crate::proxy) fn resumed(saved: SavedState, idle: Option<Duration>) -> Self {
+        Self {
+            to_up: Flow::resumed(saved.to_up),
+            to_down: Flow::resumed(saved.to_down),
+            client_ended_first: saved.client_ended_first,
+            nothing_early: saved.nothing_early,
+            idle,
+        }
+    }
+}
+
+impl Flow {
+    fn saved(&self) -> SavedFlow {
+        let pending = self.pending.as_deref();
+        let left = pending.map(|pending| &pending.bytes[pending.sent..]);
+        SavedFlow {
+            pending: left.unwrap_or_default().to_vec(),
+            ours: pending.map_or(0, |pending| pending.ours.saturating_sub(pending.sent)),
+            source_ended: self.source_ended,
+            done: self.done,
+        }
+    }
+
+    fn resumed(saved: SavedFlow) -> Self {
+        let pending = (!saved.pending.is_empty()).then(|| {
+            Box::new(Pending {
+                bytes: saved.pending.into(),
+                sent: 0,
+                ours: saved.ours,
+            })
+        });
+        Self {
+            pending,
+            source_ended: saved.source_ended,
+            done: saved.done,
+            unflushed: true,
+        }
+    }
+}
