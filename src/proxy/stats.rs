@@ -65,7 +65,7 @@ pub(super) const fn class_of(status: u16) -> usize {
     }
 }
 
-/// What may become of a handshake: well, or a label of [`HandshakeError`](crate::tls::HandshakeError).
+/// What may become of a handshake: well, or a label of [`HandshakeError`].
 pub const HANDSHAKES: [&str; 12] = [
     "ok",
     "timeout",

@@ -626,3 +626,56 @@ async fn bytes_on_their_way_arrive_whole() {
     assert!(back == sent, "other bytes came back");
     tasks.join_next().await.unwrap().unwrap().unwrap();
 }
+
+/// What an operator has said to the running homescar goes on, and the next program hears what comes.
+#[tokio::test]
+async fn what_an_operator_has_said_goes_on() {
+    let front = Replaceable::serve(&config("tcp", "port"));
+    let homescar = &front.homescar;
+    homescar.all_ready("app", 3).await;
+    let tell = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_homescar"));
+        command.args(arguments);
+        command.arg("--socket").arg(homescar.admin_socket());
+        let output = command.output().await.unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(told).unwrap())
+    };
+    let slots = async || {
+        let (_, json) = tell(&["status", "--json"]).await;
+        let status: Value = serde_json::from_str(&json).unwrap();
+        let slots = status["clusters"][0]["slots"].as_array().unwrap().clone();
+        let told = |slot: Value| (slot["state"].clone(), slot["backend"]["pid"].clone());
+        slots.into_iter().map(told).collect::<Vec<_>>()
+    };
+    assert_eq!(tell(&["scale", "app", "4"]).await.0, Some(0));
+    homescar.ready("app/3").await;
+    assert_eq!(tell(&["drain", "app/1"]).await.0, Some(0));
+    let before = slots().await;
+    assert_eq!((before.len(), &before[1].0), (4, &Value::from("draining")));
+
+    front.replace_by_script("#!/bin/sh\necho no such thing >&2; exit 7\n");
+    let (code, told) = tell(&["upgrade"]).await;
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("no such thing"), "{told}");
+    assert_eq!(slots().await, before);
+
+    front.replace_by(Path::new(env!("CARGO_BIN_EXE_homescar")));
+    let (code, told) = tell(&["upgrade"]).await;
+    assert_eq!(code, Some(0), "{told}\n{}", homescar.tail());
+    assert!(told.starts_with("upgraded from "), "{told}");
+    assert_eq!(slots().await, before);
+    // Also when the file is read again, which still says three.
+    let same = fs::read_to_string(homescar.config_file()).unwrap();
+    homescar.reload(&same).await;
+    assert_eq!(slots().await, before);
+
+    assert_eq!(tell(&["ready", "app/1"]).await.0, Some(0));
+    let (code, told) = tell(&["restart", "app", "--parallel", "4"]).await;
+    assert_eq!(code, Some(0), "{told}");
+    let after = slots().await;
+    for (was, is) in before.iter().zip(&after) {
+        assert_eq!(is.0, "ready");
+        assert_ne!(was.1, is.1, "{told}");
+    }
+}
