@@ -10,7 +10,7 @@ use super::App;
 use crate::{
     admin::{Refused, view::Scaled},
     cluster::{AdminState, Event, Slot},
-    config::{Cluster, Config, MAX_DIRECT_SLOTS, MAX_WORKERS, Mode, Source, Workers},
+    config::{Cluster, Config, Facts, MAX_DIRECT_SLOTS, MAX_WORKERS, Mode, Source, Workers},
     supervisor::SlotReceipt,
 };
 
@@ -76,6 +76,8 @@ impl App {
                 set_count(config, chosen);
             }
         }
+        fit_connections(&mut self.config);
+        self.plane.set_max_connections(self.config.max_connections);
         info!(
             cluster,
             "{cluster} is scaled from {before} to {chosen} workers"
@@ -117,6 +119,7 @@ impl App {
             }
             is_same
         });
+        fit_connections(config);
     }
 
     /// Notes what the operator wants of a slot. In maintenance, whoever is there is asked to leave,
@@ -185,6 +188,13 @@ impl App {
         let mut direct = listeners.filter(|listener| listener.mode == Mode::Direct);
         direct.any(|listener| &*listener.cluster == cluster)
     }
+}
+
+/// More workers need more descriptors, and leave fewer for connections.
+fn fit_connections(config: &mut Config) {
+    let workers = config.clusters.iter().map(Cluster::workers).sum();
+    let allowed = Facts::of_this_process().max_connections(workers);
+    config.max_connections = config.max_connections.min(allowed);
 }
 
 fn set_count(cluster: &mut Cluster, count: NonZeroUsize) {

@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, sync::atomic::Ordering, time::Duration};
 use homescar::config::Workers;
 use tokio::time::Instant;
 
-use crate::support::{Log, Rig, cluster_of, is_alive, kill_9, pid_of, until_dead, whoami, workers};
+use crate::support::{Log, Rig, cluster_of, is_alive, pid_of, until_dead, whoami, workers};
 
 #[tokio::test]
 async fn slots_beyond_the_count_are_drained_and_others_are_left_alone() {
@@ -60,7 +60,7 @@ async fn a_drain_ends_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_changed_command_holds_from_the_next_generation_on() {
+async fn a_changed_command_replaces_the_worker_once() {
     let log = Log::capture();
     let config = workers(&[]);
     let mut rig = Rig::start(&cluster_of(config));
@@ -68,12 +68,10 @@ async fn a_changed_command_holds_from_the_next_generation_on() {
     let changed = cluster_of(workers(&["--stderr", "the new one"]));
     rig.configure(changed.clone()).await;
     rig.configure(changed).await;
-    log.wait_for("keep the old one until they are restarted")
-        .await;
-    assert_eq!(whoami(&first).await["generation"], 1);
-    kill_9(pid_of(&first));
-    rig.ready("app/0", 2).await;
+    let second = rig.ready("app/0", 2).await;
+    assert_eq!(whoami(&second).await["generation"], 2);
+    until_dead(pid_of(&first), Duration::from_secs(20)).await;
     log.wait_for("worker: the new one").await;
-    assert_eq!(log.with("keep the old one").len(), 1);
+    assert_eq!(log.with("starts beside").len(), 1);
     rig.stop().await;
 }
