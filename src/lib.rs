@@ -65,7 +65,7 @@
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls` |
 //! | [`proxy`] | `cluster`, `affinity`, `config`, `metrics`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config` |
-//! | [`admin`] | `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
+//! | [`admin`] | `affinity`, `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
 //! | [`cli`] | `admin`, `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |

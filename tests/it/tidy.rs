@@ -24,6 +24,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     (
         "admin",
         &[
+            "affinity",
             "cluster",
             "config",
             "direct",
