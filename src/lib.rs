@@ -44,6 +44,10 @@
 //! ([`OnDown`](config::OnDown)) until the next generation stands in it. The hash table does not
 //! change by any of this: same slots, same names, same clients.
 //!
+//! A worker is replaced on demand, for its configuration or for its memory: the next generation gets
+//! ready beside it and stays so for `stable`, then takes the slot over, and the one before finishes
+//! what it has. One that does not get that far replaces nobody.
+//!
 //! # Two planes
 //!
 //! The data plane ([`proxy::DataPlane`]) has threads of its own, each with a runtime and a socket

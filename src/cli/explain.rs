@@ -4,7 +4,7 @@ use form_urlencoded::Serializer;
 
 use super::{
     Exit, socket,
-    status::{table, trimmed},
+    status::{right, table, trimmed},
 };
 use crate::admin::view::Explanation;
 
@@ -72,5 +72,6 @@ fn text(explanation: &Explanation) -> String {
             candidate.skip.clone().unwrap_or_default(),
         ]);
     }
+    let rows = right(&mut rows, 0..1);
     trimmed(&format!("{page}{rows}\n"))
 }
