@@ -44,6 +44,10 @@
 //! ([`OnDown`](config::OnDown)) until the next generation stands in it. The hash table does not
 //! change by any of this: same slots, same names, same clients.
 //!
+//! A worker is replaced on demand, for its configuration or for its memory: the next generation gets
+//! ready beside it and stays so for `stable`, then takes the slot over, and the one before finishes
+//! what it has. One that does not get that far replaces nobody.
+//!
 //! # The life of an image
 //!
 //! On SIGUSR2 the process becomes another program, `app/upgrade/`: everything stands still
@@ -72,7 +76,7 @@
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls`, `supervisor` also `handover` |
 //! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `metrics`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config`, `handover` |
-//! | [`admin`] | `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
+//! | [`admin`] | `affinity`, `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
 //! | [`app`] | all of these |
 //! | [`cli`] | `admin`, `app`, `config`, `demo`, `log`, and `supervisor` for the programs inside this one |

@@ -19,7 +19,9 @@ use tokio::{
 use super::{
     Board, Demand, Phase, Refused,
     demand::Answer,
+    explain::Question,
     metrics,
+    simulate::Change,
     token::Token,
     view::{self, Done, Receipt, Step},
 };
@@ -34,11 +36,13 @@ const LONGEST_BODY: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All that there is, with the method of each.
-const PATHS: [(&str, Method); 11] = [
+const PATHS: [(&str, Method); 13] = [
     ("/live", Method::GET),
     ("/ready", Method::GET),
     ("/status", Method::GET),
     ("/metrics", Method::GET),
+    ("/explain", Method::GET),
+    ("/simulate", Method::GET),
     ("/openapi.json", Method::GET),
     ("/restart", Method::POST),
     ("/scale", Method::POST),
@@ -87,6 +91,10 @@ pub(super) async fn answer(
         "/ready" => readiness(board),
         "/status" => json(StatusCode::OK, &view::Status::of(board).await),
         "/metrics" => measured(board, &request).await,
+        "/explain" => explain(board, &request).unwrap_or_else(|why| refuse(&why)),
+        "/simulate" => simulate(board, &request)
+            .await
+            .unwrap_or_else(|why| refuse(&why)),
         "/openapi.json" => json(StatusCode::OK, &super::openapi::document()),
         "/restart" => restart(request, demands)
             .await
@@ -129,6 +137,16 @@ async fn measured(board: &Arc<Board>, request: &Request<Incoming>) -> Response<B
         Ok(page) => respond(StatusCode::OK, format.content_type(), page),
         Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
     }
+}
+
+fn explain(board: &Board, request: &Request<Incoming>) -> Result<Response<Body>, Refused> {
+    let question = Question::read(request.uri().query().unwrap_or_default())?;
+    Ok(json(StatusCode::OK, &question.answer(board)?))
+}
+
+async fn simulate(board: &Board, request: &Request<Incoming>) -> Result<Response<Body>, Refused> {
+    let change = Change::read(request.uri().query().unwrap_or_default())?;
+    Ok(json(StatusCode::OK, &change.simulate(board).await?))
 }
 
 /// Has the application do something.

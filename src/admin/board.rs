@@ -13,7 +13,10 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use super::view::{Reloads, unix_seconds};
+use super::{
+    Refused,
+    view::{Reloads, unix_seconds},
+};
 use crate::{
     cluster::Cluster,
     config::Mode,
@@ -203,6 +206,32 @@ impl Board {
     #[must_use]
     pub fn clusters(&self) -> Vec<Cluster> {
         self.now.load().clusters.clone()
+    }
+
+    /// The cluster of this name, or, without one, the only one.
+    pub(super) fn cluster(&self, name: Option<&str>) -> Result<Cluster, Refused> {
+        let clusters = self.clusters();
+        let known: Vec<_> = clusters.iter().map(|one| &**one.name()).collect();
+        let known = known.join(", ");
+        match (name, &*clusters) {
+            (Some(name), all) => {
+                let named = all.iter().find(|one| &**one.name() == name);
+                let unknown =
+                    || Refused::Unknown(format!("there is no cluster {name}; there are {known}"));
+                named.cloned().ok_or_else(unknown)
+            }
+            (None, [only]) => Ok(only.clone()),
+            (None, _) => Err(Refused::Invalid(format!(
+                "which cluster? there are {known}"
+            ))),
+        }
+    }
+
+    /// Whether the kernel leads clients of this cluster past homescar.
+    pub(super) fn is_direct(&self, cluster: &str) -> bool {
+        let places = self.places();
+        let mut places = places.iter();
+        places.any(|place| place.mode() == Mode::Direct && place.leads_to(cluster))
     }
 
     /// The listeners of this moment.

@@ -9,6 +9,7 @@ mod api;
 mod board;
 pub mod client;
 mod demand;
+mod explain;
 mod metrics;
 #[expect(
     dead_code,
@@ -16,6 +17,7 @@ mod metrics;
 )]
 mod openapi;
 mod server;
+mod simulate;
 mod standing;
 mod token;
 pub mod view;

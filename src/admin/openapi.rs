@@ -17,7 +17,8 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
                        those for /live and /ready needs `Authorization: Bearer TOKEN`."
     ),
     paths(
-        live, ready, status, metrics, openapi, restart, scale, slot, reload, upgrade, stop
+        live, ready, status, metrics, explain, simulate, openapi, restart, scale, slot, reload,
+        upgrade, stop
     ),
     components(schemas(view::Error))
 )]
@@ -42,6 +43,37 @@ const fn status() {}
     (status = 200, body = String, content_type = "text/plain"),
 ))]
 const fn metrics() {}
+
+/// The way from a client's address to its slot, and why. `cluster` may be left out where there is
+/// only one; `cookie` is the text of its affinity cookie, `value` that of the header or parameter that
+/// the cluster goes by.
+#[utoipa::path(get, path = "/explain",
+    params(
+        ("client" = String, Query), ("cluster" = Option<String>, Query),
+        ("cookie" = Option<String>, Query), ("value" = Option<String>, Query)
+    ),
+    responses(
+        (status = 200, body = view::Explanation),
+        (status = 400, body = view::Error),
+        (status = 404, body = view::Error)
+    )
+)]
+const fn explain() {}
+
+/// Which of the clients that are connected now would move if these slots went and so many came.
+/// Nothing is changed. `remove` may be repeated.
+#[utoipa::path(get, path = "/simulate",
+    params(
+        ("cluster" = Option<String>, Query), ("remove" = Option<String>, Query),
+        ("add" = Option<usize>, Query)
+    ),
+    responses(
+        (status = 200, body = view::Simulation),
+        (status = 400, body = view::Error),
+        (status = 404, body = view::Error)
+    )
+)]
+const fn simulate() {}
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200)))]

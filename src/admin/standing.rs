@@ -141,7 +141,7 @@ impl view::Slot {
 }
 
 impl view::Backend {
-    fn of(backend: &cluster::Backend) -> Self {
+    pub(super) fn of(backend: &cluster::Backend) -> Self {
         Self {
             address: backend.address.to_string(),
             generation: backend.generation,

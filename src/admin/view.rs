@@ -208,6 +208,92 @@ impl From<State> for AdminState {
     }
 }
 
+/// The way from a client to its slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Explanation {
+    /// The client's address.
+    pub client: String,
+    /// The cluster.
+    pub cluster: String,
+    /// The number of the routing state that was asked.
+    pub snapshot: u64,
+    /// What the cluster tells clients apart by.
+    pub affinity: String,
+    /// What it was for this client: `address`, `cookie`, `header`, `query`, `learned` or `none`.
+    pub by: String,
+    /// How that was found, a sentence each.
+    pub steps: Vec<String>,
+    /// The key, in hexadecimal.
+    pub key: String,
+    /// All slots in the order in which they are this client's.
+    pub candidates: Vec<Candidate>,
+    /// What becomes of the client.
+    pub outcome: Outlook,
+    /// The slot that it goes to, is held or queues for, or is refused at.
+    pub slot: Option<String>,
+    /// What serves it there, if it goes to one.
+    pub backend: Option<Backend>,
+    /// The same, and why, in words.
+    pub verdict: String,
+}
+
+/// A slot as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Candidate {
+    /// Its name.
+    pub slot: String,
+    /// What it scores for the key, in hexadecimal: the greatest is the home.
+    pub score: String,
+    /// `ready` when it takes new clients, else why it takes none.
+    pub state: String,
+    /// Why this client does not go there, if it would not.
+    pub skip: Option<String>,
+}
+
+/// What becomes of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outlook {
+    /// It goes to the slot.
+    Goes,
+    /// It waits for the slot to come back.
+    Held,
+    /// It waits for a seat in the slot.
+    Queues,
+    /// It is refused.
+    Refused,
+}
+
+/// Who would move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Simulation {
+    /// The cluster.
+    pub cluster: String,
+    /// How many slots there are.
+    pub before: usize,
+    /// How many there would be.
+    pub after: usize,
+    /// Clients that are connected now and have a home. Those of one key are one.
+    pub clients: usize,
+    /// Of these, those that would get another home.
+    pub moved: usize,
+    /// From where to where.
+    pub moves: Vec<Move>,
+    /// What is not in these numbers.
+    pub note: Option<String>,
+}
+
+/// Clients that would move from one slot to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Move {
+    /// Their slot now.
+    pub from: String,
+    /// Their slot then.
+    pub to: String,
+    /// How many.
+    pub clients: usize,
+}
+
 /// Something was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Done {

@@ -65,6 +65,25 @@ impl Table {
         Some(self.slot_of(position))
     }
 
+    /// What a slot scores for a client: the best of its seeds. It is what orders
+    /// [`candidates`](Self::candidates), greatest first.
+    ///
+    /// # Panics
+    ///
+    /// When the table has no such slot.
+    #[must_use]
+    pub fn score(&self, key: AffinityKey, slot: usize) -> u32 {
+        let seeds = match slot.checked_sub(1) {
+            _ if self.ends.is_empty() => slot..slot + 1,
+            None => 0..self.ends[0] as usize,
+            Some(before) => self.ends[before] as usize..self.ends[slot] as usize,
+        };
+        let key = mix32_first(key.bits());
+        let seeds = &self.blocks.as_flattened()[seeds];
+        let scores = seeds.iter().map(|seed| mix32_rest(key ^ seed));
+        scores.fold(0, u32::max)
+    }
+
     /// All slots, each once, best first. Each step looks at every seed once, allocates nothing,
     /// and is taken only when asked for.
     #[must_use]

@@ -2,10 +2,12 @@
 
 mod check;
 mod demo;
+mod explain;
 mod restart;
 mod run;
 mod serve;
 mod signals;
+mod simulate;
 mod socket;
 mod status;
 mod upgrade;
@@ -95,6 +97,11 @@ enum Command {
     Ready(SlotArguments),
     /// Give a slot nobody, and ask whoever is there to leave; who has not by drain.timeout is cut
     Maint(SlotArguments),
+    /// Show the way from a client's address to its slot, and why it goes there
+    Explain(explain::Arguments),
+    /// Show who of the clients that are connected now would move, if slots went or came; changes
+    /// nothing
+    Simulate(simulate::Arguments),
     /// Have a running homescar read its configuration again, as SIGHUP does, and hear what came of it
     Reload(socket::Arguments),
     /// Have a running homescar become the program that now stands in its place, as SIGUSR2 does
@@ -198,6 +205,8 @@ impl Command {
             Self::Drain(arguments) => arguments.tell(State::Drain),
             Self::Ready(arguments) => arguments.tell(State::Ready),
             Self::Maint(arguments) => arguments.tell(State::Maint),
+            Self::Explain(arguments) => explain::run(&arguments),
+            Self::Simulate(arguments) => simulate::run(&arguments),
             Self::Reload(arguments) => arguments.tell("/reload", &(), done),
             Self::Upgrade(arguments) => upgrade::run(&arguments),
             Self::Stop(arguments) => arguments.tell("/stop", &(), done),

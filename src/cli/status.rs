@@ -40,7 +40,11 @@ fn text(status: &Status) -> String {
         line(format_args!("\ncluster {name}, sticky by {affinity}"));
         line(format_args!("{}", slots(&cluster.slots)));
     }
-    // Tables fill their last column with spaces.
+    trimmed(&page)
+}
+
+/// Tables fill their last column with spaces.
+pub(super) fn trimmed(page: &str) -> String {
     let lines = page.lines().map(str::trim_end);
     lines.fold(String::new(), |page, line| page + line + "\n")
 }
@@ -92,14 +96,14 @@ fn slots(slots: &[Slot]) -> Table {
     right(&mut table, 2..9)
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
+pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
     table
 }
 
 /// Numbers stand at the right.
-fn right(table: &mut Table, columns: std::ops::Range<usize>) -> Table {
+pub(super) fn right(table: &mut Table, columns: std::ops::Range<usize>) -> Table {
     for index in 0..table.column_count() {
         if let Some(column) = table.column_mut(index) {
             column.set_padding((0, 2));

@@ -19,6 +19,7 @@ mod direct;
 mod direct_counts;
 mod drain;
 mod exhaustion;
+mod explain;
 mod health;
 mod http;
 mod http2_floods;

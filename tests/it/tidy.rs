@@ -30,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "admin",
         &[
+            "affinity",
             "cluster",
             "config",
             "direct",
