@@ -1,6 +1,6 @@
 //! How things stand: from what is at work to what the API answers.
 
-use std::{collections::BTreeMap, fs, io, sync::atomic::Ordering::Relaxed};
+use std::{collections::BTreeMap, io, sync::atomic::Ordering::Relaxed};
 
 use tokio::task::spawn_blocking;
 
@@ -11,6 +11,7 @@ use super::{
 use crate::{
     cluster::{self, Entry, Health},
     direct::Usage,
+    supervisor,
 };
 
 impl view::Status {
@@ -147,15 +148,7 @@ impl view::Backend {
             generation: backend.generation,
             pid: backend.pid,
             active: backend.load.active.load(Relaxed),
-            rss: backend.pid.and_then(resident),
+            rss: backend.pid.and_then(supervisor::resident),
         }
     }
-}
-
-/// The resident memory of a process in bytes (`/proc/PID/statm`, in pages).
-pub(super) fn resident(pid: u32) -> Option<u64> {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-    Some(pages * u64::try_from(page).ok()?)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io,
+    fs, io,
     os::{
         fd::OwnedFd,
         unix::process::{CommandExt, ExitStatusExt},
@@ -13,7 +13,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill, killpg},
-    unistd::Pid,
+    unistd::{Pid, SysconfVar, sysconf},
 };
 use rustix::{
     io::retry_on_intr,
@@ -244,6 +244,15 @@ fn program(exe: &Path) -> Command {
     let mut command = Command::new(exe);
     command.arg0("homescar");
     command
+}
+
+/// The resident memory of a process in bytes (`/proc/PID/statm`, in pages).
+#[must_use]
+pub fn resident(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?)
 }
 
 /// How a process ended, for people: `exit code 3`, `signal SEGV (core dumped)`.

@@ -2,10 +2,11 @@
 
 use std::{fmt, fs, iter, time::SystemTime};
 
-use super::super::{Board, Phase, standing};
+use super::super::{Board, Phase};
 use crate::{
     log,
     metrics::{Labels, Page},
+    supervisor,
 };
 
 const NONE: Labels<'static, 0> = [];
@@ -33,7 +34,7 @@ pub(super) fn write(page: &mut Page<'_>, board: &Board) -> fmt::Result {
     page.gauge(
         "process_resident_memory_bytes",
         "Resident memory of homescar.",
-        standing::resident(pid).map(|bytes| (NONE, bytes)),
+        supervisor::resident(pid).map(|bytes| (NONE, bytes)),
     )?;
     let open = fs::read_dir("/proc/self/fd").map(Iterator::count).ok();
     page.gauge(

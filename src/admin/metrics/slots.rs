@@ -9,16 +9,14 @@ use std::{
 
 use siphasher::sip::SipHasher13;
 
-use super::{
-    super::{Board, standing},
-    process::cpu_seconds,
-};
+use super::{super::Board, process::cpu_seconds};
 use crate::{
     cluster::{
         Backend, CheckResult, Entry, ExitKind, Skip, SlotStats, Snapshot, StartReason, StopReason,
     },
     direct::Usage,
     metrics::{Labels, Page},
+    supervisor,
 };
 
 type OfSlot<'a> = Labels<'a, 2>;
@@ -308,7 +306,7 @@ impl Slots<'_> {
         page.gauge(
             "homescar_worker_resident_memory_bytes",
             "Resident memory of the worker's process.",
-            of.filter_map(|(labels, pid)| Some((*labels, standing::resident(*pid)?))),
+            of.filter_map(|(labels, pid)| Some((*labels, supervisor::resident(*pid)?))),
         )?;
         let of = workers.iter();
         page.counter(

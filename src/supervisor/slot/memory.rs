@@ -1,8 +1,7 @@
 //! Workers that have more memory than they may are replaced: gracefully, not killed.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use nix::unistd::{SysconfVar, sysconf};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, sleep_until},
@@ -10,6 +9,7 @@ use tokio::{
 
 use super::SlotTask;
 use crate::supervisor::{
+    process::resident,
     receipt::SlotReceipt,
     rollout::{Reason, Replace},
 };
@@ -85,12 +85,4 @@ impl Diet {
             return Replace { reason, answer };
         }
     }
-}
-
-/// The resident memory of a process in bytes (`/proc/PID/statm`, in pages).
-fn resident(pid: u32) -> Option<u64> {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
-    Some(pages * u64::try_from(page).ok()?)
 }
