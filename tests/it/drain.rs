@@ -145,7 +145,8 @@ async fn a_second_term_does_not_wait_for_connections_nor_a_third_for_workers() {
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
 }
 
-/// `kill -9` of homescar: nothing that it started is left after a second, be it daemonised.
+/// `kill -9` of homescar: nothing that it started is left soon after, be it daemonised. (A moment on an
+/// idle machine; a machine that builds something else beside needs more.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_survives_a_homescar_that_was_killed() {
     let mut homescar = Homescar::serve(&config("30s", r#", "--children", "--ignore-term""#));
@@ -168,7 +169,7 @@ async fn nobody_survives_a_homescar_that_was_killed() {
         .unwrap();
 
     homescar.signal(Signal::SIGKILL);
-    eventually("all are gone", Duration::from_secs(1), || {
+    eventually("all are gone", Duration::from_secs(5), || {
         family.iter().all(|pid| !is_alive(*pid))
     })
     .await;
