@@ -149,6 +149,10 @@ impl view::Backend {
             pid: backend.pid,
             active: backend.load.active.load(Relaxed),
             rss: backend.pid.and_then(supervisor::resident),
+            cpu: backend
+                .pid
+                .and_then(supervisor::processor_time)
+                .and_then(|used| used.as_millis().try_into().ok()),
         }
     }
 }

@@ -119,6 +119,8 @@ pub struct Backend {
     pub active: u64,
     /// Its resident memory in bytes.
     pub rss: Option<u64>,
+    /// The processor time that it has used, in milliseconds.
+    pub cpu: Option<u64>,
 }
 
 /// Which cluster to restart.

@@ -10,6 +10,7 @@ mod signals;
 mod simulate;
 mod socket;
 mod status;
+mod top;
 mod upgrade;
 
 use std::{
@@ -79,6 +80,8 @@ enum Command {
     },
     /// Show listeners, clusters and slots of a running homescar
     Status(socket::Arguments),
+    /// Watch connections, rates, processors and memory of a running homescar, slot by slot
+    Top(top::Arguments),
     /// Replace the workers of a cluster one after the other, without a gap; stops, and fails, at the
     /// first that does not get ready
     Restart(restart::Arguments),
@@ -196,6 +199,7 @@ impl Command {
             Self::Serve { config, log } => serve::run(config, log, launch),
             Self::Check { config } => check::run(&config),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Top(arguments) => top::run(&arguments),
             Self::Restart(arguments) => restart::run(&arguments),
             Self::Scale {
                 cluster,

@@ -115,18 +115,18 @@ pub(super) fn right(table: &mut Table, columns: std::ops::Range<usize>) -> Table
     table.clone()
 }
 
-fn dash() -> String {
+pub(super) fn dash() -> String {
     "–".to_owned()
 }
 
 /// `2h 5m`: the two largest units.
-fn time(seconds: u64) -> String {
+pub(super) fn time(seconds: u64) -> String {
     let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// `1.5 MiB`.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let power = (count.max(1).ilog2() / 10).min(4);
     let unit = UNITS[power as usize];

@@ -41,7 +41,7 @@ pub use entrance::{Asked, Doors, Entrances, Guests, SlotDoors};
 pub use exec::exec_worker_main;
 pub use guard::guard_main;
 pub use home::{Home, SavedHome};
-pub use process::{CHECK_UPGRADE, EXEC_WORKER, GUARD, resident};
+pub use process::{CHECK_UPGRADE, EXEC_WORKER, GUARD, processor_time, resident};
 pub use receipt::{Connections, Outcome, SlotReceipt};
 pub use saved::{Resumption, Saved, Standstill, StillGuard};
 pub use trial::{CAN_TAKE_OVER, try_image};

@@ -9,6 +9,7 @@ use std::{
     },
     path::Path,
     process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
 use nix::{
@@ -253,6 +254,22 @@ pub fn resident(pid: u32) -> Option<u64> {
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
     Some(pages * u64::try_from(page).ok()?)
+}
+
+/// The processor time that a process has used (`/proc/PID/stat`, fields 14 and 15).
+#[must_use]
+pub fn processor_time(pid: u32) -> Option<Duration> {
+    /// What the kernel tells it in, whatever it counts it in.
+    const TICK_MS: u64 = 10;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may have blanks and brackets.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let fields = fields.split(' ').skip(11).take(2);
+    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+    match ticks[..] {
+        [user, system] => Some(Duration::from_millis(TICK_MS * (user + system))),
+        _ => None,
+    }
 }
 
 /// How a process ended, for people: `exit code 3`, `signal SEGV (core dumped)`.

@@ -51,5 +51,6 @@ mod support;
 mod systemd;
 mod tidy;
 mod tls;
+mod top;
 mod upgrade;
 mod websocket;

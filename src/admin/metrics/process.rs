@@ -11,9 +11,6 @@ use crate::{
 
 const NONE: Labels<'static, 0> = [];
 
-/// What `/proc` counts processor time in, per second.
-const TICKS: f64 = 100.0;
-
 pub(super) fn write(page: &mut Page<'_>, board: &Board) -> fmt::Result {
     page.info(
         "homescar_build",
@@ -29,7 +26,7 @@ pub(super) fn write(page: &mut Page<'_>, board: &Board) -> fmt::Result {
     page.counter(
         "process_cpu_seconds",
         "Processor time of homescar, without its workers.",
-        cpu_seconds(pid).map(|used| (NONE, used)),
+        supervisor::processor_time(pid).map(|used| (NONE, used.as_secs_f64())),
     )?;
     page.gauge(
         "process_resident_memory_bytes",
@@ -128,17 +125,4 @@ fn write_certificates(page: &mut Page<'_>, board: &Board) -> fmt::Result {
 fn seconds(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
-}
-
-/// The processor time of a process, as far as it is told (`/proc/PID/stat`, fields 14 and 15).
-pub(super) fn cpu_seconds(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before may have blanks and brackets.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let fields = fields.split(' ').skip(11).take(2);
-    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
-    match ticks[..] {
-        [user, system] => Some((user + system) as f64 / TICKS),
-        _ => None,
-    }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use siphasher::sip::SipHasher13;
 
-use super::{super::Board, process::cpu_seconds};
+use super::super::Board;
 use crate::{
     cluster::{
         Backend, CheckResult, Entry, ExitKind, Skip, SlotStats, Snapshot, StartReason, StopReason,
@@ -312,7 +312,10 @@ impl Slots<'_> {
         page.counter(
             "homescar_worker_cpu_seconds",
             "Processor time of the worker's process; it begins anew with each generation.",
-            of.filter_map(|(labels, pid)| Some((*labels, cpu_seconds(*pid)?))),
+            of.filter_map(|(labels, pid)| {
+                let used = supervisor::processor_time(*pid)?;
+                Some((*labels, used.as_secs_f64()))
+            }),
         )
     }
 }
