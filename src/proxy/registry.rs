@@ -204,6 +204,14 @@ impl Ticket {
         })
     }
 
+    /// Whether the connection was asked to go.
+    pub(super) fn is_asked_to_go(&self) -> bool {
+        OPEN.with_borrow(|open| {
+            let open = open.get(self.0).and_then(|open| open.farewell.as_ref());
+            open.is_some_and(Farewell::was_said)
+        })
+    }
+
     /// Notes that the connection carries a WebSocket from now on.
     pub(super) fn is_tunnel(&self) {
         OPEN.with_borrow_mut(|open| {

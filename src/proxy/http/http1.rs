@@ -208,7 +208,7 @@ impl<S: Side> Carriage<'_, S> {
         self.ticket.goes_to(home, destination.key());
         let is_reused = connected.is_reused;
         let extra = destination.extra(&self.record.id, home);
-        let may_stay = !self.ticket.farewell().was_said();
+        let may_stay = !self.ticket.is_asked_to_go();
         let lesson = destination.lesson(home);
         let mut answer = Answer::new(&self.terms, &extra, lesson, may_stay);
         let mut backend = Backend::new(connected.upstream, out);
@@ -246,7 +246,7 @@ impl<S: Side> Carriage<'_, S> {
                 self.record.outcome = Outcome::DONE;
                 let is_whole = self.upload.is_done();
                 if let Some(stream) = backend.into_reusable().filter(|_| is_whole) {
-                    connected.place.keep(stream);
+                    home.keep(stream);
                 }
                 Attempt::Over(match (is_whole, keep_alive) {
                     (true, true) => Next::Request,

@@ -33,6 +33,7 @@ mod request;
 mod response;
 mod scan;
 mod stream;
+mod text;
 mod turn_away;
 mod visitor;
 mod websocket;
