@@ -85,7 +85,8 @@ impl Farewell {
             self.0.waker.register(cx.waker());
             self.0.at.get().map_or(Poll::Pending, |at| Poll::Ready(*at))
         });
-        sleep_until(asked.await).await;
+        // Rare and large: kept out of the size of every connection's future.
+        Box::pin(sleep_until(asked.await)).await;
     }
 
     /// Whether it was asked to go.

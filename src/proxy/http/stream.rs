@@ -350,7 +350,7 @@ impl Errand<'_> {
             drain: &config.drain,
             farewell: self.ticket.farewell(),
         };
-        let end = tunnel.run(&[], &from_backend).await;
+        let end = tunnel.run(Vec::new(), from_backend).await;
         self.record.status = 200;
         self.record.tunnelled(end);
     }
