@@ -1,13 +1,17 @@
 //! The log: one line an event, to standard error, through a bounded queue that never makes
 //! anybody wait.
 
+mod plain;
+
 use std::{
     fmt::{self, Write as _},
     io::{self, IsTerminal as _, Write},
+    mem,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -31,6 +35,13 @@ use crate::config::{self, LogFormat, LogLevel};
 
 /// Lines that may wait to be written; more are dropped and counted.
 const QUEUE: usize = 16 * 1024;
+
+/// Bytes that are written in one piece, and a line more.
+const BATCH: usize = 64 * 1024;
+
+/// Between two looks at the queue: a busy log wakes its writer once for many lines, as a wake-up
+/// costs whoever logs more than the line does.
+const NAP: Duration = Duration::from_millis(5);
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// Lines that were handed over to be written, and those that were.
@@ -57,7 +68,7 @@ impl Log {
             .lossy(true)
             .buffered_lines_limit(QUEUE)
             .thread_name("log")
-            .finish(Stderr);
+            .finish(Stderr::default());
         let dropped = writer.error_counter();
         let _set_before = DROPPED.set(dropped.clone());
         let (filter, level) = reload::Layer::new(level_filter(config.level));
@@ -126,19 +137,41 @@ pub async fn flush() {
     }
 }
 
-/// Standard error, with a count of what was written.
-#[derive(Debug)]
-struct Stderr;
+/// Standard error, with a count of what was written: what waits in the queue is written at once.
+#[derive(Debug, Default)]
+struct Stderr {
+    lines: Vec<u8>,
+    count: u64,
+}
+
+impl Stderr {
+    fn write_lines(&mut self) -> io::Result<()> {
+        let written = io::stderr().write_all(&self.lines);
+        self.lines.clear();
+        WRITTEN.fetch_add(mem::take(&mut self.count), SeqCst);
+        written
+    }
+}
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let written = io::stderr().write_all(line);
-        WRITTEN.fetch_add(1, SeqCst);
-        written.map(|()| line.len())
+        self.lines.extend_from_slice(line);
+        self.count += 1;
+        if self.lines.len() >= BATCH {
+            self.write_lines()?;
+        }
+        Ok(line.len())
     }
 
+    /// Called when the queue is empty.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "there is no event to wait for, but for more lines to come"
+    )]
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        let written = self.write_lines();
+        thread::sleep(NAP);
+        written
     }
 }
 
@@ -174,7 +207,7 @@ where
 {
     fn format_event(
         &self,
-        context: &FmtContext<'_, S, N>,
+        _context: &FmtContext<'_, S, N>,
         mut line: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
@@ -186,9 +219,9 @@ where
             // The date is left out: `2026-11-23T18:08:47.123Z`.
             return parts.write(&mut line, now.get(11..23).unwrap_or(&now), level);
         }
-        write!(line, "{now} {level:<5} ")?;
-        context.format_fields(line.by_ref(), event)?;
-        writeln!(line)
+        let mut plain = plain::Line::new(&now, level);
+        event.record(&mut plain);
+        plain.write(&mut line)
     }
 }
 

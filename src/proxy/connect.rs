@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     bind,
-    http::pool::Place,
+    http::pool,
     record::{CloseReason, Home, Journey},
     relay::Side,
 };
@@ -139,8 +139,6 @@ pub(super) struct Search<'a> {
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) upstream: Upstream,
-    /// Where it leads, to keep it for.
-    pub(super) place: Place,
     /// It wants a PROXY header.
     pub(super) send_proxy: Option<ProxyVersion>,
     /// The connection carried a request before.
@@ -254,19 +252,16 @@ impl<'a> Search<'a> {
             journey.home = Some(Home::new(slot, Arc::clone(backend)));
             Connected {
                 upstream,
-                place: Place::new(Arc::clone(&entry.slot.stats), Arc::clone(backend)),
                 send_proxy: snapshot.config.send_proxy,
                 is_reused,
             }
         };
         let wants_tls = snapshot.config.tls.is_some();
-        if self.may_reuse {
-            let place = Place::new(Arc::clone(&entry.slot.stats), Arc::clone(backend));
-            if let Some(upstream) = place.take()
-                && upstream.is_encrypted() == wants_tls
-            {
-                return Ok(Some(connected(upstream, true, journey)));
-            }
+        if self.may_reuse
+            && let Some(upstream) = pool::take(&entry.slot.stats, backend)
+            && upstream.is_encrypted() == wants_tls
+        {
+            return Ok(Some(connected(upstream, true, journey)));
         }
         let began = Instant::now();
         let deadline = began + snapshot.config.connect_timeout;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 pub(super) use self::saved::SavedRecord;
-use super::{Listener, share};
+use super::{Listener, connect::Upstream, http::pool, share};
 use crate::{
     cluster::{Backend, Load, Seat, Skip, Slot},
     tls::HandshakeError,
@@ -358,6 +358,11 @@ impl Home {
     /// What its generation carries.
     pub(super) fn load(&self) -> &Arc<Load> {
         &self.backend.load
+    }
+
+    /// Keeps a connection to it for the next request.
+    pub(super) fn keep(&self, stream: Upstream) {
+        pool::keep(&self.slot.stats, &self.backend, stream);
     }
 
     /// Counts a failure of it.

@@ -85,7 +85,8 @@ impl Farewell {
             self.0.waker.register(cx.waker());
             self.0.at.get().map_or(Poll::Pending, |at| Poll::Ready(*at))
         });
-        sleep_until(asked.await).await;
+        // Rare and large: kept out of the size of every connection's future.
+        Box::pin(sleep_until(asked.await)).await;
     }
 
     /// Whether it was asked to go.
@@ -201,6 +202,14 @@ impl Ticket {
             let farewell = open.get_mut(self.0).map(|open| &mut open.farewell);
             let farewell = farewell.map(|farewell| farewell.get_or_insert_default().clone());
             farewell.unwrap_or_default()
+        })
+    }
+
+    /// Whether the connection was asked to go.
+    pub(super) fn is_asked_to_go(&self) -> bool {
+        OPEN.with_borrow(|open| {
+            let open = open.get(self.0).and_then(|open| open.farewell.as_ref());
+            open.is_some_and(Farewell::was_said)
         })
     }
 

@@ -30,7 +30,7 @@ impl<S: Side> Side for ClientStream<S> {
 }
 
 /// The side of the client.
-pub(super) trait Downstream: Side {
+pub(super) trait Downstream: Side + Send {
     /// The connection itself.
     fn socket(&self) -> &TcpStream;
 

@@ -141,6 +141,12 @@ impl Backend {
         std::mem::take(&mut self.input)
     }
 
+    /// The connection, whatever it carries from now on.
+    pub(super) fn into_stream(mut self) -> Upstream {
+        self.out.release();
+        self.stream
+    }
+
     /// The connection, when it can carry another request.
     pub(super) fn into_reusable(mut self) -> Option<Upstream> {
         let is_over = matches!(self.state, State::Ended) && self.input.is_empty();

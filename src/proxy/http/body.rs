@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::fields::{self, Kind};
+use super::{
+    fields::{self, Kind},
+    text,
+};
 
 /// How the end of a body is known (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +45,9 @@ impl Framing {
 
 /// Writes `Content-Length`.
 pub(super) fn write_length(out: &mut Vec<u8>, length: u64) {
-    use std::io::Write as _;
-    write!(out, "Content-Length: {length}\r\n").expect("a vector takes everything");
+    out.extend_from_slice(b"Content-Length: ");
+    text::decimal(out, length);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Finds the data in a body as it comes in.
@@ -250,11 +254,11 @@ impl Encoder {
 
     /// Writes a piece of the body, which is not empty.
     pub(super) fn data(self, out: &mut Vec<u8>, data: &[u8]) {
-        use std::io::Write as _;
         match self {
             Self::Plain => out.extend_from_slice(data),
             Self::Chunked => {
-                write!(out, "{:x}\r\n", data.len()).expect("a vector takes everything");
+                text::hexadecimal(out, data.len());
+                out.extend_from_slice(b"\r\n");
                 out.extend_from_slice(data);
                 out.extend_from_slice(b"\r\n");
             }

@@ -24,6 +24,7 @@ use super::{
     refusal::Refusal,
     request::{Request, Terms},
     response::Response,
+    text,
     visitor::Visitor,
 };
 use crate::{
@@ -43,14 +44,16 @@ pub(super) struct Dispatch {
 #[derive(Debug)]
 pub(super) struct Destination {
     cluster: Cluster,
+    /// The cluster as it was configured when the request came.
+    config: Arc<config::Cluster>,
     decided: Decided,
     is_encrypted: bool,
 }
 
 /// The fields that homescar adds to a response.
 #[derive(Debug, Default)]
-pub(super) struct Extra {
-    id: String,
+pub(super) struct Extra<'a> {
+    id: &'a str,
     cookie: Option<String>,
 }
 
@@ -80,14 +83,19 @@ impl Dispatch {
             .settings
             .cluster_for(request.host, request.target)
             .clone();
+        let of_cluster = Arc::clone(&cluster.load().config);
+        let secrets = match &of_cluster.affinity.key {
+            Key::Cookie(_) => cluster.secrets(),
+            _ => None,
+        };
         let decided = Decided::of(
-            &cluster.load().config.affinity,
+            &of_cluster.affinity,
             all,
             request.target,
             origin.client,
-            cluster.secrets().as_deref(),
+            secrets.as_deref(),
             |id| cluster.learned().find(id, Instant::now()),
-            now(),
+            secrets.as_ref().map_or(0, |_| now()),
         );
         record.key = decided.by;
 
@@ -102,6 +110,7 @@ impl Dispatch {
         out.extend_from_slice(b"\r\n");
         let destination = Destination {
             cluster,
+            config: of_cluster,
             decided,
             is_encrypted: origin.is_encrypted,
         };
@@ -120,15 +129,14 @@ impl Destination {
 
     /// For the response to begin.
     pub(super) fn response_timeout(&self) -> Option<Duration> {
-        self.cluster.load().config.response_timeout
+        self.config.response_timeout
     }
 
     /// Whether a response's status counts against the slot. A WebSocket may be refused as the
     /// application likes.
     pub(super) fn is_failure(&self, status: u16, terms: &Terms) -> bool {
         status >= 500 && terms.websocket.is_none() && {
-            let snapshot = self.cluster.load();
-            let passive = snapshot.config.balance.passive.as_ref();
+            let passive = self.config.balance.passive.as_ref();
             passive.is_some_and(|passive| passive.server_errors)
         }
     }
@@ -149,9 +157,9 @@ impl Destination {
     }
 
     /// What is added to the response of the backend that was found.
-    pub(super) fn extra(&self, id: &str, home: &Home) -> Extra {
+    pub(super) fn extra<'a>(&self, id: &'a str, home: &Home) -> Extra<'a> {
         Extra {
-            id: id.to_owned(),
+            id,
             cookie: self.cookie(home),
         }
     }
@@ -161,17 +169,17 @@ impl Destination {
         if !self.decided.is_nameless {
             return Lesson::default();
         }
-        match &self.cluster.load().config.affinity.key {
+        match &self.config.affinity.key {
             Key::Query(name) => Lesson::new(&self.cluster, name, home.slot().id),
             _ => Lesson::default(),
         }
     }
 
     fn cookie(&self, home: &Home) -> Option<String> {
-        let snapshot = self.cluster.load();
-        let Key::Cookie(config) = &snapshot.config.affinity.key else {
+        let Key::Cookie(config) = &self.config.affinity.key else {
             return None;
         };
+        let snapshot = self.cluster.load();
         let (token, slot, now) = (self.decided.token, home.slot().id, now());
         let generation = home.generation();
         let is_known = token.is_some_and(|token| snapshot.position_of(token.slot).is_some());
@@ -185,7 +193,7 @@ impl Destination {
     }
 }
 
-impl Extra {
+impl Extra<'_> {
     /// As lines of the head of this response.
     pub(super) fn write(&self, out: &mut Vec<u8>, response: &Response<'_>) {
         fields::write(out, "X-Request-Id", self.id.as_bytes());
@@ -199,7 +207,7 @@ impl Extra {
 
     /// As headers of HTTP/2, beside those of a backend's response of this status.
     pub(super) fn insert(&self, status: u16, headers: &mut HeaderMap) {
-        if let Ok(id) = HeaderValue::from_str(&self.id) {
+        if let Ok(id) = HeaderValue::from_str(self.id) {
             headers.insert(HeaderName::from_static("x-request-id"), id);
         }
         let cookie = self.cookie.as_deref().map(HeaderValue::from_str);
@@ -237,5 +245,5 @@ pub(super) fn request_id(request: &Request<'_>) -> String {
 
 /// 128 random bits.
 pub(super) fn new_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
+    text::whole(fastrand::u128(..))
 }

@@ -64,7 +64,7 @@ pub(super) struct Upload {
 pub(super) struct Answer<'a> {
     pub(super) terms: &'a Terms,
     /// Fields that homescar adds to the final head.
-    pub(super) extra: &'a Extra,
+    pub(super) extra: &'a Extra<'a>,
     pub(super) lesson: Lesson,
     /// The connection stays open for another request, as far as is known.
     pub(super) keep_alive: bool,
@@ -130,7 +130,7 @@ impl Upload {
 impl<'a> Answer<'a> {
     pub(super) const fn new(
         terms: &'a Terms,
-        extra: &'a Extra,
+        extra: &'a Extra<'a>,
         lesson: Lesson,
         may_stay: bool,
     ) -> Self {

@@ -29,54 +29,63 @@ pub(super) enum Kind {
     Stops,
 }
 
-/// The longest name below.
-const LONGEST: usize = 24;
-
 impl Kind {
     /// The kind of a field. A name that differs from a known one by `_` for `-` goes no further:
     /// to programs that are given fields as variables (CGI, WSGI) the two are one.
     pub(super) fn of(name: &str) -> Self {
-        let mut lower = [0; LONGEST];
-        let Some(lower) = lower.get_mut(..name.len()) else {
-            return Self::EndToEnd;
-        };
-        let mut has_underscore = false;
-        for (lower, byte) in lower.iter_mut().zip(name.bytes()) {
-            has_underscore |= byte == b'_';
-            *lower = if byte == b'_' {
-                b'-'
-            } else {
-                byte.to_ascii_lowercase()
-            };
-        }
-        let kind = match &*lower {
-            b"connection" => Self::Connection,
-            b"content-length" => Self::ContentLength,
-            b"transfer-encoding" => Self::TransferEncoding,
-            b"host" => Self::Host,
-            b"upgrade" => Self::Upgrade,
-            b"expect" => Self::Expect,
-            b"x-forwarded-for" | b"x-forwarded-proto" | b"x-forwarded-host" | b"forwarded" => {
-                Self::Forwarding
-            }
-            b"x-real-ip" | b"x-forwarded-port" | b"x-forwarded-prefix" => Self::Origin,
-            b"x-request-id" => Self::RequestId,
+        // Most names are none of these, and differ in their length or at once.
+        let likely: &[(&str, Self)] = match name.len() {
+            2 => &[("te", Self::Stops)],
+            4 => &[("host", Self::Host)],
             // `Proxy` becomes the variable HTTP_PROXY of a CGI program.
-            b"keep-alive"
-            | b"proxy-connection"
-            | b"proxy-authenticate"
-            | b"proxy-authorization"
-            | b"te"
-            | b"http2-settings"
-            | b"client-cert"
-            | b"client-cert-chain"
-            | b"proxy" => Self::Stops,
-            _ => Self::EndToEnd,
+            5 => &[("proxy", Self::Stops)],
+            6 => &[("expect", Self::Expect)],
+            7 => &[("upgrade", Self::Upgrade)],
+            9 => &[("forwarded", Self::Forwarding), ("x-real-ip", Self::Origin)],
+            10 => &[
+                ("connection", Self::Connection),
+                ("keep-alive", Self::Stops),
+            ],
+            11 => &[("client-cert", Self::Stops)],
+            12 => &[("x-request-id", Self::RequestId)],
+            14 => &[
+                ("content-length", Self::ContentLength),
+                ("http2-settings", Self::Stops),
+            ],
+            15 => &[("x-forwarded-for", Self::Forwarding)],
+            16 => &[
+                ("x-forwarded-host", Self::Forwarding),
+                ("x-forwarded-port", Self::Origin),
+                ("proxy-connection", Self::Stops),
+            ],
+            17 => &[
+                ("transfer-encoding", Self::TransferEncoding),
+                ("x-forwarded-proto", Self::Forwarding),
+                ("client-cert-chain", Self::Stops),
+            ],
+            18 => &[
+                ("x-forwarded-prefix", Self::Origin),
+                ("proxy-authenticate", Self::Stops),
+            ],
+            19 => &[("proxy-authorization", Self::Stops)],
+            _ => &[],
         };
-        match kind {
-            Self::EndToEnd => kind,
-            _ if has_underscore => Self::Stops,
-            kind => kind,
+        let is_it = |(known, _): &&(&str, Self)| name.eq_ignore_ascii_case(known);
+        if let Some((_, kind)) = likely.iter().find(is_it) {
+            return *kind;
+        }
+        if likely.is_empty() || memchr::memchr(b'_', name.as_bytes()).is_none() {
+            return Self::EndToEnd;
+        }
+        let is_like = |(known, _): &(&str, Self)| {
+            let mut pairs = name.bytes().zip(known.bytes());
+            pairs.all(|(byte, known)| {
+                byte.to_ascii_lowercase() == known || (byte, known) == (b'_', b'-')
+            })
+        };
+        match likely.iter().any(is_like) {
+            true => Self::Stops,
+            false => Self::EndToEnd,
         }
     }
 }

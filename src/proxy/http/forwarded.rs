@@ -10,6 +10,7 @@ use super::{
     fields::{self, list, trim},
     head::{Field, Version},
     request::Request,
+    text,
 };
 use crate::config::Network;
 
@@ -73,29 +74,35 @@ pub(super) fn write(out: &mut Vec<u8>, request: &Request<'_>, peer: SocketAddr, 
     let address = peer.ip().to_canonical();
 
     begin_list(out, "X-Forwarded-For", all);
-    out.extend_from_slice(format!("{address}\r\n").as_bytes());
-    fields::write(out, "X-Forwarded-Proto", proto.as_bytes());
+    text::address(out, address);
+    out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
+    out.extend_from_slice(proto.as_bytes());
+    out.extend_from_slice(b"\r\n");
     let said = values(all, "x-forwarded-host").next();
     let said = said.unwrap_or(host.as_bytes());
     if !said.is_empty() {
         fields::write(out, "X-Forwarded-Host", said);
     }
     begin_list(out, "Forwarded", all);
-    let by = match address {
-        IpAddr::V4(address) => format!("for={address};proto={proto}"),
-        IpAddr::V6(address) => format!("for=\"[{address}]\";proto={proto}"),
+    let (before, after): (&[u8], &[u8]) = match address {
+        IpAddr::V4(_) => (b"for=", b";proto="),
+        IpAddr::V6(_) => (b"for=\"[", b"]\";proto="),
     };
-    out.extend_from_slice(by.as_bytes());
-    if !host.is_empty() && !host.contains(['"', '\\']) {
-        out.extend_from_slice(format!(";host=\"{host}\"").as_bytes());
+    out.extend_from_slice(before);
+    text::address(out, address);
+    out.extend_from_slice(after);
+    out.extend_from_slice(proto.as_bytes());
+    if !host.is_empty() && !host.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
+        for part in [";host=\"", host, "\""] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
-    out.extend_from_slice(b"\r\n");
     let via: &[u8] = match request.head.version {
-        Version::Http10 => b"1.0 homescar",
-        Version::Http11 => b"1.1 homescar",
-        Version::Http2 => b"2 homescar",
+        Version::Http10 => b"\r\nVia: 1.0 homescar\r\n",
+        Version::Http11 => b"\r\nVia: 1.1 homescar\r\n",
+        Version::Http2 => b"\r\nVia: 2 homescar\r\n",
     };
-    fields::write(out, "Via", via);
+    out.extend_from_slice(via);
 }
 
 /// Writes a field up to its new last element.

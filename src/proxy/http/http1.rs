@@ -1,12 +1,12 @@
 //! A client's HTTP/1 connection: one request after the other.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use tokio::time::Instant;
 
 use super::{
     super::{
-        connect::Connected,
+        connect::{Connected, Upstream},
         record::{CloseReason, Traffic},
         registry::Ticket,
         relay::Side,
@@ -25,6 +25,7 @@ use super::{
     visitor::Visitor,
     websocket::Tunnel,
 };
+use crate::config;
 
 /// What comes after a request.
 enum Next {
@@ -37,6 +38,17 @@ enum Next {
     Linger,
     /// The end, and nobody is left to hear more.
     Gone,
+    /// The connection speaks WebSocket from now on.
+    Tunnel(Box<Switched>),
+}
+
+/// A connection that has become a WebSocket: what is left of the request.
+struct Switched {
+    record: RequestRecord,
+    backend: Upstream,
+    /// What the backend has said already.
+    early: Vec<u8>,
+    config: Arc<config::Cluster>,
 }
 
 /// Serves a client until its connection is over; how many requests it made.
@@ -60,9 +72,12 @@ pub(super) async fn serve<S: Side>(
         let next = match head.unwrap_or(Err(NoHead::Over)) {
             Err(NoHead::Over) if !client.input.is_empty() => Next::Request,
             Ok(len) if client.heads == 1 && &client.input[..len] == http2::PREFACE_HEAD => {
-                return http2::serve(visitor, client.stream, client.input, farewell).await;
+                let Client { stream, input, .. } = client;
+                return Box::pin(http2::serve(visitor, stream, input, farewell)).await;
             }
-            Ok(len) => request(visitor, &mut client, len, &mut deadline, ticket).await,
+            // Large, and there only while there is a request: most connections have none, most of
+            // the time.
+            Ok(len) => Box::pin(request(visitor, &mut client, len, &mut deadline, ticket)).await,
             Err(NoHead::Refused(refusal)) => {
                 let mut record = record_of(visitor, Version::Http11, new_id());
                 record.refused(refusal);
@@ -74,16 +89,42 @@ pub(super) async fn serve<S: Side>(
         match next {
             Next::Request => ticket.goes_nowhere(),
             Next::Close => {
-                client.close().await;
+                Box::pin(client.close()).await;
                 return client.heads;
             }
             Next::Linger => {
-                client.linger().await;
+                Box::pin(client.linger()).await;
                 return client.heads;
             }
             Next::Gone => return client.heads,
+            Next::Tunnel(mut switched) => {
+                drop(deadline);
+                Box::pin(tunnel(visitor, &mut client, &mut switched, ticket)).await;
+                return client.heads;
+            }
         }
     }
+}
+
+/// Carries the WebSocket that the connection has become.
+async fn tunnel<S: Side>(
+    visitor: &Visitor,
+    client: &mut Client<S>,
+    switched: &mut Switched,
+    ticket: &Ticket,
+) {
+    let tunnel = Tunnel {
+        down: &mut client.stream,
+        up: &mut switched.backend,
+        to_down: mem::take(&mut client.out),
+        idle: visitor.settings.config.timeouts.idle,
+        drain: &switched.config.drain,
+        farewell: ticket.farewell(),
+    };
+    let from_client = mem::take(&mut client.input);
+    let from_backend = mem::take(&mut switched.early);
+    let end = tunnel.run(from_client, from_backend).await;
+    switched.record.tunnelled(end);
 }
 
 pub(super) fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
@@ -132,7 +173,7 @@ fn begin(
     bytes: &[u8],
     out: &mut Vec<u8>,
 ) -> (RequestRecord, Result<Dispatch, Refusal>) {
-    let mut room: Room<'_> = [const { std::mem::MaybeUninit::uninit() }; _];
+    let mut room: Room<'_> = [const { mem::MaybeUninit::uninit() }; _];
     let limit = visitor.settings.config.limits.headers;
     let request = RequestHead::parse(bytes, &mut room, limit).and_then(Request::judge);
     let request = match request {
@@ -161,6 +202,8 @@ enum Attempt {
     Over(Next),
     /// The request can be sent once more.
     Again(Out),
+    /// It has become a WebSocket.
+    Switched(Box<Backend>),
 }
 
 impl<S: Side> Carriage<'_, S> {
@@ -183,6 +226,7 @@ impl<S: Side> Carriage<'_, S> {
             match self.attempt(destination, connected, out, may_retry).await {
                 Attempt::Over(next) => return next,
                 Attempt::Again(again) => out = again,
+                Attempt::Switched(backend) => return self.switch(destination, *backend),
             }
             may_retry = false;
             search.reuse(false);
@@ -208,7 +252,7 @@ impl<S: Side> Carriage<'_, S> {
         self.ticket.goes_to(home, destination.key());
         let is_reused = connected.is_reused;
         let extra = destination.extra(&self.record.id, home);
-        let may_stay = !self.ticket.farewell().was_said();
+        let may_stay = !self.ticket.is_asked_to_go();
         let lesson = destination.lesson(home);
         let mut answer = Answer::new(&self.terms, &extra, lesson, may_stay);
         let mut backend = Backend::new(connected.upstream, out);
@@ -246,7 +290,7 @@ impl<S: Side> Carriage<'_, S> {
                 self.record.outcome = Outcome::DONE;
                 let is_whole = self.upload.is_done();
                 if let Some(stream) = backend.into_reusable().filter(|_| is_whole) {
-                    connected.place.keep(stream);
+                    home.keep(stream);
                 }
                 Attempt::Over(match (is_whole, keep_alive) {
                     (true, true) => Next::Request,
@@ -254,31 +298,22 @@ impl<S: Side> Carriage<'_, S> {
                     (false, _) => Next::Linger,
                 })
             }
-            End::Switched => {
-                Box::pin(self.tunnel(destination, backend)).await;
-                Attempt::Over(Next::Gone)
-            }
+            End::Switched => Attempt::Switched(Box::new(backend)),
             end => Attempt::Over(self.conclude(end)),
         }
     }
 
-    /// Carries the WebSocket that the connection has become.
-    async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
+    /// Leaves behind all that a WebSocket does not need.
+    fn switch(self, destination: &Destination, mut backend: Backend) -> Next {
+        let mut record = self.record;
         self.ticket.is_tunnel();
-        self.record.becomes_tunnel();
-        let config = destination.config();
-        let from_client = std::mem::take(&mut self.client.input);
-        let from_backend = backend.take_rest();
-        let tunnel = Tunnel {
-            down: &mut self.client.stream,
-            up: &mut backend.stream,
-            to_down: std::mem::take(&mut self.client.out),
-            idle: self.visitor.settings.config.timeouts.idle,
-            drain: &config.drain,
-            farewell: self.ticket.farewell(),
-        };
-        let end = tunnel.run(&from_client, &from_backend).await;
-        self.record.tunnelled(end);
+        record.becomes_tunnel();
+        Next::Tunnel(Box::new(Switched {
+            record,
+            early: backend.take_rest(),
+            config: destination.config(),
+            backend: backend.into_stream(),
+        }))
     }
 
     fn conclude(&mut self, end: End) -> Next {

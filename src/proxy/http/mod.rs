@@ -33,11 +33,14 @@ mod request;
 mod response;
 mod scan;
 mod stream;
+mod text;
 mod turn_away;
 mod visitor;
 mod websocket;
 
 use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
 
 pub(super) use self::{
     turn_away::{place, turn_away},
@@ -47,15 +50,16 @@ use super::{registry::Ticket, relay::Side};
 
 /// Serves a client until its connection is over; how many requests it made. `early` was read
 /// before; `is_http2` says that the version was agreed on already.
-pub(super) async fn serve<S: Side>(
-    visitor: &Arc<Visitor>,
+pub(super) fn serve<'a, S: Side + Send + 'a>(
+    visitor: &'a Arc<Visitor>,
     stream: S,
     early: Vec<u8>,
     is_http2: bool,
-    ticket: &Ticket,
-) -> u64 {
+    ticket: &'a Ticket,
+) -> BoxFuture<'a, u64> {
     match is_http2 {
-        true => http2::serve(visitor, stream, early, ticket.farewell()).await,
-        false => http1::serve(visitor, stream, early, ticket).await,
+        // Large, and none of those of HTTP/1 shall pay for it.
+        true => Box::pin(http2::serve(visitor, stream, early, ticket.farewell())),
+        false => Box::pin(http1::serve(visitor, stream, early, ticket)),
     }
 }

@@ -24,15 +24,19 @@ const IDLE: Duration = Duration::from_secs(4);
 const KEPT: usize = 256;
 
 thread_local! {
-    static IDLERS: RefCell<HashMap<Place, Vec<Idler>>> = RefCell::default();
+    static IDLERS: RefCell<HashMap<Place, Kept>> = RefCell::default();
 }
 
-/// One generation of one slot at one address, which a reload may change. The counters of a slot
-/// tell it apart for life.
-#[derive(Clone, Debug)]
-pub(in super::super) struct Place {
-    stats: Arc<SlotStats>,
+/// One generation of one slot, by the address of its counters: they tell a slot apart for life, and
+/// live for as long as anything is kept for it.
+type Place = (*const SlotStats, u32);
+
+/// What is kept for one generation of one slot at one address, which a reload may change.
+#[derive(Debug)]
+struct Kept {
+    _stats: Arc<SlotStats>,
     backend: Arc<Backend>,
+    idlers: Vec<Idler>,
 }
 
 #[derive(Debug)]
@@ -41,49 +45,58 @@ struct Idler {
     since: Instant,
 }
 
-impl Place {
-    pub(in super::super) const fn new(stats: Arc<SlotStats>, backend: Arc<Backend>) -> Self {
-        Self { stats, backend }
-    }
-
-    /// The connection that was used last, if it is still there and silent.
-    pub(in super::super) fn take(&self) -> Option<Upstream> {
-        IDLERS.with_borrow_mut(|idlers| {
-            let idlers = idlers.get_mut(self)?;
-            while let Some(mut idler) = idlers.pop() {
-                if idler.since.elapsed() < IDLE && is_silent(&mut idler.stream) {
-                    return Some(idler.stream);
-                }
+/// The connection that was used last, if it is still there and silent.
+pub(in super::super) fn take(stats: &Arc<SlotStats>, backend: &Backend) -> Option<Upstream> {
+    IDLERS.with_borrow_mut(|kept| {
+        let kept = kept.get_mut(&place(stats, backend))?;
+        if kept.backend.address != backend.address {
+            return None;
+        }
+        while let Some(mut idler) = kept.idlers.pop() {
+            if idler.since.elapsed() < IDLE && is_silent(&mut idler.stream) {
+                return Some(idler.stream);
             }
-            None
-        })
-    }
+        }
+        None
+    })
+}
 
-    /// Keeps a connection for the next request.
-    pub(super) fn keep(self, stream: Upstream) {
-        IDLERS.with_borrow_mut(|idlers| {
-            let idlers = idlers.entry(self).or_default();
-            if idlers.len() < KEPT {
-                let since = Instant::now();
-                idlers.push(Idler { stream, since });
-            }
-        });
-    }
+/// Keeps a connection for the next request.
+pub(in super::super) fn keep(stats: &Arc<SlotStats>, backend: &Arc<Backend>, stream: Upstream) {
+    let new = || Kept {
+        _stats: Arc::clone(stats),
+        backend: Arc::clone(backend),
+        idlers: Vec::new(),
+    };
+    IDLERS.with_borrow_mut(|kept| {
+        let kept = kept.entry(place(stats, backend)).or_insert_with(new);
+        if kept.backend.address != backend.address {
+            *kept = new();
+        }
+        if kept.idlers.len() < KEPT {
+            let since = Instant::now();
+            kept.idlers.push(Idler { stream, since });
+        }
+    });
+}
+
+fn place(stats: &Arc<SlotStats>, backend: &Backend) -> Place {
+    (Arc::as_ptr(stats), backend.generation)
 }
 
 /// Closes all to a generation on this thread.
 pub(in super::super) fn forget(load: &Arc<Load>) {
-    IDLERS.with_borrow_mut(|idlers| {
-        idlers.retain(|place, _| !Arc::ptr_eq(&place.backend.load, load));
+    IDLERS.with_borrow_mut(|kept| {
+        kept.retain(|_, kept| !Arc::ptr_eq(&kept.backend.load, load));
     });
 }
 
 /// Closes what has waited too long on this thread.
 pub(in super::super) fn sweep() {
-    IDLERS.with_borrow_mut(|idlers| {
-        idlers.retain(|_, idlers| {
-            idlers.retain(|idler| idler.since.elapsed() < IDLE);
-            !idlers.is_empty()
+    IDLERS.with_borrow_mut(|kept| {
+        kept.retain(|_, kept| {
+            kept.idlers.retain(|idler| idler.since.elapsed() < IDLE);
+            !kept.idlers.is_empty()
         });
     });
 }
@@ -96,21 +109,4 @@ fn is_silent(stream: &mut Upstream) -> bool {
     Pin::new(stream)
         .poll_read(&mut cx, &mut ReadBuf::new(&mut byte))
         .is_pending()
-}
-
-impl PartialEq for Place {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.stats, &other.stats)
-            && self.backend.generation == other.backend.generation
-            && self.backend.address == other.backend.address
-    }
-}
-
-impl Eq for Place {}
-
-impl std::hash::Hash for Place {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.stats).hash(state);
-        self.backend.generation.hash(state);
-    }
 }

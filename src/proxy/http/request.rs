@@ -262,10 +262,7 @@ fn chunked(coding: &[u8]) -> Result<Framing, Refusal> {
 /// The authority of a target in absolute form (RFC 9112 §3.2.2), and path with query.
 fn split_target<'a>(head: &RequestHead<'a>) -> Result<(Option<&'a str>, &'a str), Refusal> {
     let target = head.target;
-    if !target
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && byte != b'#')
-    {
+    if !are_all(target, &OF_TARGETS) {
         return Err(Refusal::TARGET);
     }
     if target.starts_with('/') {
@@ -293,6 +290,32 @@ fn split_target<'a>(head: &RequestHead<'a>) -> Result<(Option<&'a str>, &'a str)
     }
 }
 
+/// A set of characters, looked up: these are asked of every byte of every request.
+type Characters = [bool; 256];
+
+const OF_TARGETS: Characters = characters(b"!\"$%&'()*+,-./:;<=>?@[\\]^_`{|}~");
+const OF_NAMES: Characters = characters(b"-._~%!$&'()*+;=");
+
+/// Letters, digits, and these.
+const fn characters(others: &[u8]) -> Characters {
+    let mut set = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        set[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        set[others[at] as usize] = true;
+        at += 1;
+    }
+    set
+}
+
+fn are_all(text: &str, set: &Characters) -> bool {
+    text.bytes().all(|byte| set[usize::from(byte)])
+}
+
 /// Whether it is a host with or without a port (RFC 3986 §3.2.2), or empty. No user, no space.
 fn is_host(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[') {
@@ -307,8 +330,7 @@ fn is_host(host: &str) -> bool {
         }
         None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
-    name.bytes().all(is_name)
+    are_all(name, &OF_NAMES)
         && match port.strip_prefix(':') {
             Some(digits) => digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit()),
             None => port.is_empty(),

@@ -5,6 +5,7 @@ use super::{
     fields::{self, ConnectionOptions, Kind, is_named_by_connection, list},
     head::{NotHttp, ResponseHead, Version},
     request::Terms,
+    text,
 };
 
 /// A response that can be passed on.
@@ -104,9 +105,12 @@ impl<'a> Response<'a> {
 
     /// Writes the head for an HTTP/1 client, up to and without the fields that homescar adds.
     pub(super) fn write_head(&self, out: &mut Vec<u8>, framing: Framing) {
-        use std::io::Write as _;
         let ResponseHead { status, reason, .. } = self.head;
-        write!(out, "HTTP/1.1 {status} {reason}\r\n").expect("a vector takes everything");
+        out.extend_from_slice(b"HTTP/1.1 ");
+        text::decimal(out, status.into());
+        for part in [" ", reason, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
         for (name, value) in self.fields() {
             fields::write(out, name, value);
         }

@@ -318,8 +318,9 @@ impl Errand<'_> {
         match end {
             End::Switched => Box::pin(self.tunnel(destination, backend)).await,
             End::Done if self.upload.is_done => {
-                if let Some(stream) = backend.into_reusable() {
-                    connected.place.keep(stream);
+                let home = self.record.journey.home.as_ref();
+                if let (Some(stream), Some(home)) = (backend.into_reusable(), home) {
+                    home.keep(stream);
                 }
             }
             _ => {}
@@ -349,7 +350,7 @@ impl Errand<'_> {
             drain: &config.drain,
             farewell: self.ticket.farewell(),
         };
-        let end = tunnel.run(&[], &from_backend).await;
+        let end = tunnel.run(Vec::new(), from_backend).await;
         self.record.status = 200;
         self.record.tunnelled(end);
     }

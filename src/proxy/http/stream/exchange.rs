@@ -56,7 +56,7 @@ pub(super) struct Exchange<'a> {
     pub(super) timeouts: &'a Timeouts,
     /// For the response to begin.
     pub(super) response: Option<Duration>,
-    pub(super) extra: Extra,
+    pub(super) extra: Extra<'a>,
     pub(super) answer: Option<oneshot::Sender<Answered>>,
     /// Goes to hyper with the head.
     pub(super) receiver: Option<mpsc::Receiver<Result<Frame<Bytes>, Broken>>>,

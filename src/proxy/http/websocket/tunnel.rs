@@ -62,7 +62,11 @@ pub(in super::super) struct TunnelEnd {
 
 impl<D: Side, U: Side> Tunnel<'_, D, U> {
     /// Carries it. `from_client` and `from_backend` came before it began.
-    pub(in super::super) async fn run(self, from_client: &[u8], from_backend: &[u8]) -> TunnelEnd {
+    pub(in super::super) async fn run(
+        self,
+        from_client: Vec<u8>,
+        from_backend: Vec<u8>,
+    ) -> TunnelEnd {
         let Self {
             down,
             up,
@@ -89,7 +93,11 @@ impl<D: Side, U: Side> Tunnel<'_, D, U> {
             is_asked: false,
             traffic: Traffic::default(),
         };
-        carriage.early(from_client, from_backend);
+        carriage.early(&from_client, &from_backend);
+        for mut early in [from_client, from_backend] {
+            early.clear();
+            buffers::release(&mut early);
+        }
         let mut asked = pin!(farewell.wait());
         let (outcome, is_orderly) = poll_fn(|cx| {
             if !carriage.is_asked && asked.as_mut().poll(cx).is_ready() {
@@ -156,8 +164,10 @@ type Over = (Outcome, bool);
 impl<D: Side, U: Side> Carriage<'_, D, U> {
     fn early(&mut self, from_client: &[u8], from_backend: &[u8]) {
         self.upward.feed(from_client);
-        self.to_up.buffer().extend_from_slice(from_client);
-        self.traffic.up += from_client.len() as u64;
+        if !from_client.is_empty() {
+            self.to_up.append(from_client);
+            self.traffic.up += from_client.len() as u64;
+        }
         self.downward.feed(from_backend);
         if !from_backend.is_empty() {
             self.to_down.append(from_backend);
@@ -174,6 +184,8 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
         if let Poll::Ready(over) = self.poll_up(cx) {
             return Poll::Ready(over);
         }
+        self.to_down.release();
+        self.to_up.release();
         self.note_closes();
         if before.1 != self.phase {
             let patience = match self.phase {

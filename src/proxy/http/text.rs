@@ -1,0 +1,92 @@
+//! Numbers and addresses as text, for what is written at every request: the machinery of `format!`
+//! takes longer than all else that is done with a head.
+
+use std::{io::Write as _, net::IpAddr};
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// Writes a number.
+pub(super) fn decimal(out: &mut Vec<u8>, number: u64) {
+    in_base::<10>(out, number);
+}
+
+/// Writes the size of a chunk.
+pub(super) fn hexadecimal(out: &mut Vec<u8>, number: usize) {
+    in_base::<16>(out, number as u64);
+}
+
+/// Writes an address.
+pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            for (index, octet) in address.octets().into_iter().enumerate() {
+                if index > 0 {
+                    out.push(b'.');
+                }
+                decimal(out, octet.into());
+            }
+        }
+        IpAddr::V6(address) => write!(out, "{address}").expect("a vector takes everything"),
+    }
+}
+
+/// All 32 digits.
+pub(super) fn whole(number: u128) -> String {
+    let mut text = [0; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    let text = str::from_utf8(&text).expect("digits are ASCII");
+    text.to_owned()
+}
+
+fn in_base<const BASE: u64>(out: &mut Vec<u8>, mut number: u64) {
+    let mut text = [0; 20];
+    let mut at = text.len();
+    loop {
+        at -= 1;
+        text[at] = DIGITS[(number % BASE) as usize];
+        number /= BASE;
+        if number == 0 {
+            return out.extend_from_slice(&text[at..]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn all_are_written_as_std_writes_them(number: u64, long: u128, shift in 0..64_u32, v4: u32, v6: u128) {
+            let number = number >> shift;
+            let size = number as usize;
+            prop_assert_eq!(written(|out| decimal(out, number)), number.to_string());
+            prop_assert_eq!(written(|out| hexadecimal(out, size)), format!("{size:x}"));
+            prop_assert_eq!(whole(long >> shift), format!("{:032x}", long >> shift));
+            for addr in [IpAddr::from(Ipv4Addr::from(v4)), IpAddr::from(Ipv6Addr::from(v6))] {
+                prop_assert_eq!(written(|out| address(out, addr)), addr.to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_are_written_too() {
+        for number in [0, 9, 10, u64::MAX] {
+            assert_eq!(written(|out| decimal(out, number)), number.to_string());
+        }
+        assert_eq!(written(|out| hexadecimal(out, 0)), "0");
+    }
+}
