@@ -89,7 +89,7 @@ impl Dispatch {
             |id| cluster.learned().find(id, Instant::now()),
             now(),
         );
-        record.key = decided.by;
+        record.key = decided.by.into();
 
         request.write_head(out, origin.from_trusted);
         forwarded::write(out, &request, visitor.client, origin);
@@ -113,6 +113,10 @@ impl Dispatch {
 }
 
 impl Destination {
+    pub(super) const fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// What identifies the client.
     pub(super) const fn key(&self) -> AffinityKey {
         self.decided.key

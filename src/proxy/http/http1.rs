@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::{
     super::{
         connect::Connected,
         record::{CloseReason, Traffic},
-        registry::Ticket,
+        registry::{Farewell, Ticket},
         relay::Side,
     },
+    Visit,
     backend::Backend,
     client::{Client, NoHead},
     deadline::Deadline,
@@ -23,8 +24,11 @@ use super::{
     refusal::{Refusal, reason_phrase},
     request::{Request, Terms},
     visitor::Visitor,
-    websocket::Tunnel,
+    websocket::{Tunnel, WebSocket},
 };
+
+/// For the next request of a client that could not know that its connection has to go.
+const NEXT_REQUEST: Duration = Duration::from_secs(1);
 
 /// What comes after a request.
 enum Next {
@@ -37,30 +41,41 @@ enum Next {
     Linger,
     /// The end, and nobody is left to hear more.
     Gone,
+    /// None: it has become this.
+    WebSocket(Box<WebSocket>),
 }
 
-/// Serves a client until its connection is over; how many requests it made.
+/// Serves a client until its connection is over, or a WebSocket.
 pub(super) async fn serve<S: Side>(
     visitor: &Arc<Visitor>,
     stream: S,
     early: Vec<u8>,
     ticket: &Ticket,
-) -> u64 {
+) -> Visit {
     let config = &visitor.settings.config;
     let mut client = Client::new(stream, early);
     let mut deadline = Deadline::new(Instant::now() + config.timeouts.header);
     let farewell = ticket.farewell();
+    let begun = Instant::now();
     loop {
-        let is_asked = farewell.was_said();
+        // A head that has begun may come whole.
+        let is_asked = farewell.was_said() && !client.input.is_empty();
+        let patience = match (client.heads, farewell.was_said()) {
+            (0, _) => Some(begun + NEXT_REQUEST),
+            (_, true) => Some(Instant::now() + NEXT_REQUEST),
+            (_, false) => None,
+        };
         let head = tokio::select! {
             biased;
             head = client.next_head(&mut deadline, &config.limits, &config.timeouts) => Some(head),
-            () = farewell.wait(), if !is_asked => None,
+            () = time_to_go(&farewell, patience), if !is_asked => None,
         };
         let next = match head.unwrap_or(Err(NoHead::Over)) {
             Err(NoHead::Over) if !client.input.is_empty() => Next::Request,
+            Err(NoHead::Over) => Next::Close,
             Ok(len) if client.heads == 1 && &client.input[..len] == http2::PREFACE_HEAD => {
-                return http2::serve(visitor, client.stream, client.input, farewell).await;
+                let requests = http2::serve(visitor, client.stream, client.input, farewell);
+                return Visit::over(requests.await);
             }
             Ok(len) => request(visitor, &mut client, len, &mut deadline, ticket).await,
             Err(NoHead::Refused(refusal)) => {
@@ -69,20 +84,35 @@ pub(super) async fn serve<S: Side>(
                 write_refusal(&mut client, &record, false, false);
                 Next::Linger
             }
-            Err(NoHead::Over | NoHead::Gone) => Next::Gone,
+            Err(NoHead::Gone) => Next::Gone,
         };
         match next {
             Next::Request => ticket.goes_nowhere(),
             Next::Close => {
                 client.close().await;
-                return client.heads;
+                return Visit::over(client.heads);
             }
             Next::Linger => {
                 client.linger().await;
-                return client.heads;
+                return Visit::over(client.heads);
             }
-            Next::Gone => return client.heads,
+            Next::Gone => return Visit::over(client.heads),
+            Next::WebSocket(websocket) => {
+                return Visit {
+                    requests: client.heads,
+                    websocket: Some(websocket),
+                };
+            }
         }
+    }
+}
+
+/// Waits until the connection has to go. One that has only just come, or was told to stay, may bring a
+/// request until `patience` ends: that is on its way.
+async fn time_to_go(farewell: &Farewell, patience: Option<Instant>) {
+    farewell.wait().await;
+    if let Some(until) = patience {
+        Box::pin(sleep_until(until)).await;
     }
 }
 
@@ -161,6 +191,8 @@ enum Attempt {
     Over(Next),
     /// The request can be sent once more.
     Again(Out),
+    /// Both sides speak another protocol now.
+    Switched(Backend),
 }
 
 impl<S: Side> Carriage<'_, S> {
@@ -183,6 +215,7 @@ impl<S: Side> Carriage<'_, S> {
             match self.attempt(destination, connected, out, may_retry).await {
                 Attempt::Over(next) => return next,
                 Attempt::Again(again) => out = again,
+                Attempt::Switched(backend) => return self.becomes_tunnel(destination, backend),
             }
             may_retry = false;
             search.reuse(false);
@@ -208,9 +241,9 @@ impl<S: Side> Carriage<'_, S> {
         self.ticket.goes_to(home, destination.key());
         let is_reused = connected.is_reused;
         let extra = destination.extra(&self.record.id, home);
-        let may_stay = !self.ticket.farewell().was_said();
+        let farewell = self.ticket.farewell();
         let lesson = destination.lesson(home);
-        let mut answer = Answer::new(&self.terms, &extra, lesson, may_stay);
+        let mut answer = Answer::new(&self.terms, &extra, lesson, &farewell);
         let mut backend = Backend::new(connected.upstream, out);
         let exchange = Exchange {
             client: self.client,
@@ -254,31 +287,24 @@ impl<S: Side> Carriage<'_, S> {
                     (false, _) => Next::Linger,
                 })
             }
-            End::Switched => {
-                Box::pin(self.tunnel(destination, backend)).await;
-                Attempt::Over(Next::Gone)
-            }
+            End::Switched => Attempt::Switched(backend),
             end => Attempt::Over(self.conclude(end)),
         }
     }
 
-    /// Carries the WebSocket that the connection has become.
-    async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
-        self.ticket.is_tunnel();
-        self.record.becomes_tunnel();
-        let config = destination.config();
-        let from_client = std::mem::take(&mut self.client.input);
+    /// The connection has become a WebSocket.
+    fn becomes_tunnel(self, destination: &Destination, mut backend: Backend) -> Next {
+        let client = self.client;
+        let from_client = std::mem::take(&mut client.input);
         let from_backend = backend.take_rest();
-        let tunnel = Tunnel {
-            down: &mut self.client.stream,
-            up: &mut backend.stream,
-            to_down: std::mem::take(&mut self.client.out),
-            idle: self.visitor.settings.config.timeouts.idle,
-            drain: &config.drain,
-            farewell: self.ticket.farewell(),
-        };
-        let end = tunnel.run(&from_client, &from_backend).await;
-        self.record.tunnelled(end);
+        let to_down = std::mem::take(&mut client.out);
+        Next::WebSocket(Box::new(WebSocket::new(
+            self.record,
+            backend.stream,
+            Tunnel::new(to_down, &from_client, &from_backend),
+            destination.key(),
+            destination.cluster().clone(),
+        )))
     }
 
     fn conclude(&mut self, end: End) -> Next {

@@ -42,20 +42,39 @@ use std::sync::Arc;
 pub(super) use self::{
     turn_away::{place, turn_away},
     visitor::Visitor,
+    websocket::{SavedWebSocket, WebSocket},
 };
 use super::{registry::Ticket, relay::Side};
 
-/// Serves a client until its connection is over; how many requests it made. `early` was read
-/// before; `is_http2` says that the version was agreed on already.
+/// What became of a client's connection.
+#[derive(Debug)]
+pub(super) struct Visit {
+    /// How many requests it brought.
+    pub(super) requests: u64,
+    /// The last of them has made it a WebSocket; else it is over.
+    pub(super) websocket: Option<Box<WebSocket>>,
+}
+
+impl Visit {
+    const fn over(requests: u64) -> Self {
+        Self {
+            requests,
+            websocket: None,
+        }
+    }
+}
+
+/// Serves a client until its connection is over, or a WebSocket. `early` was read before; `is_http2`
+/// says that the version was agreed on already.
 pub(super) async fn serve<S: Side>(
-    visitor: &Arc<Visitor>,
+    visitor: Arc<Visitor>,
     stream: S,
     early: Vec<u8>,
     is_http2: bool,
     ticket: &Ticket,
-) -> u64 {
+) -> Visit {
     match is_http2 {
-        true => http2::serve(visitor, stream, early, ticket.farewell()).await,
-        false => http1::serve(visitor, stream, early, ticket).await,
+        true => Visit::over(http2::serve(&visitor, stream, early, ticket.farewell()).await),
+        false => http1::serve(&visitor, stream, early, ticket).await,
     }
 }
