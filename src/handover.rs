@@ -9,11 +9,15 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::fd::{AsFd, AsRawFd, FromRawFd as _, IntoRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd},
+    sync::LazyLock,
     time::Duration,
 };
 
-use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::{
+    io::{FdFlags, fcntl_getfd, fcntl_setfd},
+    time::{ClockId, Timespec, clock_gettime},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -87,9 +91,13 @@ impl Outgoing {
     }
 }
 
-/// Descriptors that were open when this image of the program began.
+/// Descriptors that were open when this image of the program began. Until [`release`](Self::release)
+/// each of them stays open under its number, whatever is taken: somebody may have to go back.
 #[derive(Debug, Default)]
-pub struct Incoming(BTreeMap<Number, OwnedFd>);
+pub struct Incoming {
+    all: BTreeMap<Number, OwnedFd>,
+    is_released: bool,
+}
 
 impl Incoming {
     /// Takes over those of these that are open and were meant to be passed on.
@@ -109,15 +117,21 @@ impl Incoming {
             fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
             claimed.insert(number, descriptor);
         }
-        Ok(Self(claimed))
+        Ok(Self {
+            all: claimed,
+            is_released: false,
+        })
     }
 
     /// Gives one away, for good.
     ///
     /// # Errors
-    /// When there is none of this number.
+    /// When there is none of this number, or no room for one more.
     pub fn take(&mut self, number: Number) -> io::Result<OwnedFd> {
-        self.0.remove(&number).ok_or_else(|| missing(number))
+        if !self.is_released {
+            return self.copy(number);
+        }
+        self.all.remove(&number).ok_or_else(|| missing(number))
     }
 
     /// A copy of one, which itself stays here.
@@ -125,45 +139,105 @@ impl Incoming {
     /// # Errors
     /// When there is none of this number, or no room for one more.
     pub fn copy(&self, number: Number) -> io::Result<OwnedFd> {
-        let descriptor = self.0.get(&number).ok_or_else(|| missing(number))?;
+        let descriptor = self.all.get(&number).ok_or_else(|| missing(number))?;
         descriptor.try_clone()
+    }
+
+    /// Nobody goes back any more.
+    pub const fn release(&mut self) {
+        self.is_released = true;
+    }
+
+    /// Their numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = Number> + '_ {
+        self.all.keys().copied()
     }
 
     /// Leaves all of them open, for another image.
     pub fn pass_on(self) {
-        for descriptor in self.0.into_values() {
+        for descriptor in self.all.into_values() {
             let _open = fcntl_setfd(&descriptor, FdFlags::empty());
             let _passed = descriptor.into_raw_fd();
         }
     }
 }
 
-/// A point in time, as milliseconds from the one at which it is told: an `Instant` means nothing to
-/// another image.
+/// Lets descriptors of these numbers pass, whoever has them: for the last that a program does before
+/// another image takes its place.
+pub fn let_all_pass(numbers: &[Number]) {
+    for number in numbers {
+        #[expect(unsafe_code, reason = "their owners are out of reach")]
+        // SAFETY: it is used for this call only, which takes any number and fails for what is not open.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number.0) };
+        let _not_open = fcntl_setfd(descriptor, FdFlags::empty());
+    }
+}
+
+/// A point in time that means the same to another image: nanoseconds of the system's monotonic clock,
+/// which an `Instant` counts by, too, and does not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Moment(i64);
 
+/// One point in time, as both tell it.
+static BOTH: LazyLock<(Instant, i64)> = LazyLock::new(|| {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a clock that a test has stopped is not what the system counts by"
+    )]
+    let now = std::time::Instant::now();
+    let nanos = tv_sec.saturating_mul(NANOS).saturating_add(tv_nsec);
+    (Instant::from_std(now), nanos)
+});
+/// Of a second.
+const NANOS: i64 = 1_000_000_000;
+
 impl Moment {
-    /// How far from `now` it is.
+    /// What another image understands.
     #[must_use]
-    pub fn of(at: Instant, now: Instant) -> Self {
-        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        match at.checked_duration_since(now) {
-            Some(ahead) => Self(millis(ahead)),
-            None => Self(-millis(now - at)),
-        }
+    pub fn of(at: Instant) -> Self {
+        let (known, nanos) = *BOTH;
+        let distance = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        Self(match at.checked_duration_since(known) {
+            Some(ahead) => nanos.saturating_add(distance(ahead)),
+            None => nanos.saturating_sub(distance(known - at)),
+        })
     }
 
-    /// When it is, told at `now`.
+    /// What it is here.
     #[must_use]
-    pub fn at(self, now: Instant) -> Instant {
-        let distance = Duration::from_millis(self.0.unsigned_abs());
-        let at = match self.0 {
-            ..0 => now.checked_sub(distance),
-            _ => now.checked_add(distance),
+    pub fn instant(self) -> Instant {
+        let (known, nanos) = *BOTH;
+        let distance = Duration::from_nanos(self.0.abs_diff(nanos));
+        let at = match self.0 >= nanos {
+            true => known.checked_add(distance),
+            false => known.checked_sub(distance),
         };
-        at.unwrap_or(now)
+        at.unwrap_or(known)
+    }
+}
+
+/// Bytes in a state that is text, shorter than a list of numbers.
+pub mod text {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+    /// For [`serde`].
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&BASE64_STANDARD.encode(bytes))
+    }
+
+    /// For [`serde`].
+    ///
+    /// # Errors
+    /// When it is no such text.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        BASE64_STANDARD.decode(text).map_err(D::Error::custom)
     }
 }
 
@@ -203,7 +277,7 @@ mod tests {
     fn only_what_was_passed_on_is_claimed() {
         let own = File::open("/dev/null").unwrap();
         let numbers = [Number::of(&own), Number(0), Number(1_000_000)];
-        assert!(Incoming::claim(numbers).unwrap().0.is_empty());
+        assert!(Incoming::claim(numbers).unwrap().all.is_empty());
 
         // What an execve leaves: open, without the flag, and nobody's.
         let passed = OwnedFd::from(File::open("/dev/null").unwrap());
@@ -211,6 +285,9 @@ mod tests {
         let _nobodys = passed.into_raw_fd();
         let mut incoming = Incoming::claim([number, number]).unwrap();
         assert!(incoming.copy(number).is_ok());
+        let copy = incoming.take(number).unwrap();
+        assert_ne!(Number::of(&copy), number, "it stays where it was");
+        incoming.release();
         let taken = incoming.take(number).unwrap();
         assert_eq!(Number::of(&taken), number);
         assert!(is_held_back(&taken).unwrap());
@@ -219,16 +296,22 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_told_from_now() {
-        let now = Instant::now() + Duration::from_secs(100);
+    fn a_moment_is_what_the_clock_of_the_system_says() {
+        let now = Instant::now();
         for millis in [0, 1, 2_500] {
             let distance = Duration::from_millis(millis);
             for at in [now + distance, now - distance] {
-                assert_eq!(Moment::of(at, now).at(now), at);
+                assert_eq!(Moment::of(at).instant(), at);
             }
         }
-        let later = now + Duration::from_secs(7);
-        assert_eq!(Moment::of(now, now).at(later), later);
+        let clock = || {
+            let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+            tv_sec * NANOS + tv_nsec
+        };
+        let (before, told, after) = (clock(), Moment::of(Instant::now()), clock());
+        // The one point that is known was not read twice at the very same time.
+        let little = NANOS / 10;
+        assert!((before - little..=after + little).contains(&told.0));
     }
 
     #[test]

@@ -53,6 +53,7 @@
 //! On SIGUSR2 the process becomes another program, `app/upgrade/`: everything stands still
 //! (`supervisor/halt.rs`, `proxy/registry/freeze.rs`), the `saved.rs` of each room says what the next
 //! image has to know, descriptors pass by their numbers ([`handover`]), and that image goes on with them.
+//! Until it is up nothing moves, and the image before can have everything back.
 //!
 //! # Two planes
 //!
@@ -71,8 +72,8 @@
 //! | [`config`] | nothing of ours |
 //! | [`handover`] | nothing of ours |
 //! | [`log`] | `config` |
-//! | [`tls`] | `config` |
-//! | [`cluster`] | `affinity`, `config`, `tls` |
+//! | [`tls`] | `config`, `handover` |
+//! | [`cluster`] | `affinity`, `config`, `handover`, `metrics`, `tls` |
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls`, `supervisor` also `handover` |
 //! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `metrics`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config`, `handover` |

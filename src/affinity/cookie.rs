@@ -40,6 +40,18 @@ impl SlotId {
         let hasher = SipHasher13::new_with_keys(0, u64::from_be_bytes(*b"slot id."));
         Self(hasher.hash(name.as_bytes()))
     }
+
+    /// One that was made elsewhere.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The id itself.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
 }
 
 /// What a token says.

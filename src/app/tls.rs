@@ -15,7 +15,7 @@ use crate::{
     admin::Certificate,
     config::{BackendTls, Config, Mode, Tls},
     tls::{
-        Acceptor, ClientMaterial, Connector, Fingerprint, Identity, LoadError, Pool,
+        Acceptor, ClientMaterial, Connector, Fingerprint, Identity, LoadError, Pool, SavedTickets,
         ServerMaterial, Validity, Watch,
     },
 };
@@ -192,6 +192,31 @@ impl Certificates {
             User::Acceptor(acceptor) => Some(Arc::clone(acceptor)),
             User::Connector(_) => None,
         }
+    }
+
+    /// The keys of session tickets, by listener, for another image of the program.
+    pub(super) fn tickets(&self) -> BTreeMap<Arc<str>, SavedTickets> {
+        let acceptors = self.acceptors();
+        let all = acceptors.map(|(name, acceptor)| (Arc::clone(name), acceptor.tickets()));
+        all.collect()
+    }
+
+    /// Believes the tickets that an earlier image has given.
+    pub(super) fn believe(&self, saved: &BTreeMap<Arc<str>, SavedTickets>) {
+        for (name, acceptor) in self.acceptors() {
+            if let Some(tickets) = saved.get(name) {
+                acceptor.believe(tickets);
+            }
+        }
+    }
+
+    fn acceptors(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Acceptor>)> {
+        self.in_use
+            .iter()
+            .filter_map(|(owner, in_use)| match (owner, &in_use.user) {
+                (Owner::Listener(name), User::Acceptor(acceptor)) => Some((name, acceptor)),
+                _ => None,
+            })
     }
 
     /// What encrypts connections to the backends of a cluster.

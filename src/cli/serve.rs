@@ -6,13 +6,13 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{runtime::Builder, sync::mpsc};
+use tokio::{net::unix::pipe, runtime::Builder};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::{Exit, Launch, LogArguments, complain, complain_faults, signals};
 use crate::{
-    app::{App, ConfigFile, Program, Signal, StartError},
+    app::{App, ConfigFile, Program, StartError},
     config::{self, Config, Facts},
     log::Log,
 };
@@ -123,17 +123,18 @@ pub(super) async fn serve(
     serve_until_end(app, &log, signals).await
 }
 
-/// Receives signals and starts the log.
-fn begin(log: config::Log) -> io::Result<(Log, mpsc::Receiver<Signal>)> {
+/// Lets signals wait to be received, and starts the log.
+fn begin(log: config::Log) -> io::Result<(Log, pipe::Receiver)> {
     // Before there is another thread, so that no thread has them unblocked.
     signals::block()?;
-    let signals = signals::receive(&TaskTracker::new())?;
+    let signals = signals::open()?;
     Ok((Log::start(log), signals))
 }
 
-async fn serve_until_end(app: App, log: &Log, signals: mpsc::Receiver<Signal>) -> Exit {
+async fn serve_until_end(app: App, log: &Log, signals: pipe::Receiver) -> Exit {
     // After the start, which notes the limit that workers are to get.
     raise_descriptor_limit();
+    let signals = signals::receive(signals, &TaskTracker::new());
     tokio::select! {
         () = app.run(signals) => {}
         () = log.report_dropped() => {}

@@ -34,12 +34,17 @@ pub(super) fn block() -> io::Result<()> {
     Ok(wanted().thread_block()?)
 }
 
-/// What is asked from now on. They must be blocked.
-pub(super) fn receive(tasks: &TaskTracker) -> io::Result<mpsc::Receiver<Signal>> {
+/// Where they come in. They must be blocked. Until somebody receives them they stay pending, for
+/// whichever image of the program does.
+pub(super) fn open() -> io::Result<pipe::Receiver> {
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let source = SignalFd::with_flags(&wanted(), flags)?;
     // A pipe in that it is read when it is readable, which is all that is needed.
-    let source = pipe::Receiver::from_owned_fd_unchecked(source.into())?;
+    pipe::Receiver::from_owned_fd_unchecked(source.into())
+}
+
+/// What is asked from now on.
+pub(super) fn receive(source: pipe::Receiver, tasks: &TaskTracker) -> mpsc::Receiver<Signal> {
     let (sender, receiver) = mpsc::channel(PENDING);
     tasks.spawn(async move {
         while let Ok(meanings) = next(&source).await {
@@ -50,7 +55,7 @@ pub(super) fn receive(tasks: &TaskTracker) -> io::Result<mpsc::Receiver<Signal>>
             }
         }
     });
-    Ok(receiver)
+    receiver
 }
 
 async fn next(source: &pipe::Receiver) -> io::Result<Vec<Signal>> {

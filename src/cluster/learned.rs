@@ -4,16 +4,20 @@
 //! (any more) is hashed like every other: what is forgotten costs one client its place, at most.
 
 use std::{
-    hash::{BuildHasher as _, RandomState},
     mem,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use ahash::HashMap;
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
 use tokio::time::Instant;
 
-use crate::affinity::SlotId;
+use crate::{
+    affinity::SlotId,
+    handover::{Moment, text},
+};
 
 /// Locks, so that threads rarely meet at one.
 const SHARDS: usize = 16;
@@ -32,7 +36,8 @@ const AGE: Duration = Duration::from_secs(3600);
 /// a chance of one in 10^13.
 #[derive(Debug)]
 pub struct Learned {
-    hasher: RandomState,
+    /// Set when it is first needed, or by an earlier image of the program.
+    secret: OnceLock<[u64; 2]>,
     shards: [Mutex<Shard>; SHARDS],
 }
 
@@ -49,7 +54,7 @@ struct Shard {
 impl Learned {
     pub(super) fn new() -> Self {
         Self {
-            hasher: RandomState::new(),
+            secret: OnceLock::new(),
             shards: Default::default(),
         }
     }
@@ -67,11 +72,89 @@ impl Learned {
     }
 
     fn with_shard<T>(&self, id: &[u8], use_it: impl FnOnce(&mut Shard, u64) -> T) -> T {
-        let hash = self.hasher.hash_one(id);
-        let shard = &self.shards[hash as usize % SHARDS];
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        use_it(&mut shard, hash)
+        let [first, second] = *self.secret.get_or_init(random);
+        let hash = SipHasher13::new_with_keys(first, second).hash(id);
+        use_it(&mut lock(&self.shards[hash as usize % SHARDS]), hash)
     }
+
+    /// What another image of the program has to know of it, when there is anything.
+    #[must_use]
+    pub fn saved(&self) -> Option<SavedLearned> {
+        let secret = *self.secret.get()?;
+        let shards = self.shards.iter().map(|shard| {
+            let shard = lock(shard);
+            SavedShard {
+                young: packed(&shard.young),
+                old: packed(&shard.old),
+                turned: shard.turned.map(Moment::of),
+            }
+        });
+        Some(SavedLearned {
+            secret,
+            shards: shards.collect(),
+        })
+    }
+
+    /// Knows what an earlier image knew. To be called before anything was learned here.
+    pub fn resume(&self, saved: SavedLearned) {
+        if saved.shards.len() != SHARDS || self.secret.set(saved.secret).is_err() {
+            return;
+        }
+        for (shard, saved) in self.shards.iter().zip(saved.shards) {
+            *lock(shard) = Shard {
+                young: unpacked(&saved.young),
+                old: unpacked(&saved.old),
+                turned: saved.turned.map(Moment::instant),
+            };
+        }
+    }
+}
+
+/// A [`Learned`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedLearned {
+    secret: [u64; 2],
+    shards: Vec<SavedShard>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedShard {
+    #[serde(with = "text")]
+    young: Vec<u8>,
+    #[serde(with = "text")]
+    old: Vec<u8>,
+    turned: Option<Moment>,
+}
+
+/// Nobody outside shall know which ids meet in a shard.
+fn random() -> [u64; 2] {
+    [(); 2].map(|()| {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
+        u64::from_ne_bytes(bytes)
+    })
+}
+
+/// Ids and slots, sixteen bytes each.
+fn packed(ids: &HashMap<u64, SlotId>) -> Vec<u8> {
+    let pairs = ids.iter().flat_map(|(id, slot)| [*id, slot.bits()]);
+    pairs.flat_map(u64::to_be_bytes).collect()
+}
+
+fn unpacked(bytes: &[u8]) -> HashMap<u64, SlotId> {
+    let (words, _) = bytes.as_chunks::<8>();
+    let (pairs, _) = words.as_chunks::<2>();
+    let pairs = pairs.iter().take(YOUNG);
+    let pairs = pairs.map(|pair| pair.map(u64::from_be_bytes));
+    pairs
+        .map(|[id, slot]| (id, SlotId::from_bits(slot)))
+        .collect()
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shard {
@@ -143,6 +226,24 @@ mod tests {
             "it was forgotten"
         );
         assert_eq!(learned.find(b"", now), None);
+    }
+
+    #[test]
+    fn another_image_knows_what_this_one_knew() {
+        let learned = Learned::new();
+        let now = Instant::now();
+        assert!(learned.saved().is_none());
+        for id in 0..20_000_u32 {
+            learned.note(&id.to_le_bytes(), slot(id % 7), now);
+        }
+        let text = serde_json::to_string(&learned.saved().unwrap()).unwrap();
+        let next = Learned::new();
+        next.resume(serde_json::from_str(&text).unwrap());
+        for id in 0..20_000_u32 {
+            let found = next.find(&id.to_le_bytes(), now + AGE / 2);
+            assert_eq!(found, Some(slot(id % 7)), "{id}");
+        }
+        assert_eq!(next.find(b"never", now), None);
     }
 
     #[test]

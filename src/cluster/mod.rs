@@ -32,7 +32,7 @@ pub use backlog::Backlog;
 pub use controller::Controller;
 pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
-pub use learned::Learned;
+pub use learned::{Learned, SavedLearned};
 pub use load::{Live, View};
 pub use route::{Asker, Route};
 pub use seats::{Seat, Seats, Waiting};

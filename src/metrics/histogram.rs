@@ -2,7 +2,9 @@
 
 use std::{iter, marker::PhantomData, ops::AddAssign, time::Duration};
 
-use super::Counter;
+use serde::{Deserialize, Serialize};
+
+use super::{Counter, Tally};
 
 /// How many bounds a histogram has.
 pub const STEPS: usize = 14;
@@ -48,18 +50,20 @@ impl Scale for Lives {
 }
 
 /// Counts durations. An observation is two additions.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct Histogram<S> {
     /// The last one is for what is longer than all bounds.
-    buckets: [Counter; STEPS + 1],
+    buckets: Tally<{ STEPS + 1 }>,
     nanos: Counter,
+    #[serde(skip)]
     scale: PhantomData<fn() -> S>,
 }
 
 impl<S> Default for Histogram<S> {
     fn default() -> Self {
         Self {
-            buckets: Default::default(),
+            buckets: Tally::default(),
             nanos: Counter::default(),
             scale: PhantomData,
         }
@@ -72,9 +76,15 @@ impl<S: Scale> Histogram<S> {
         let micros = duration.as_nanos().div_ceil(1_000);
         let bounds = S::BOUNDS.iter();
         let bucket = bounds.take_while(|bound| micros > u128::from(**bound));
-        self.buckets[bucket.count()].count();
+        self.buckets.count(bucket.count());
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.nanos.add(nanos);
+    }
+
+    /// Counts all that another one has counted.
+    pub fn add(&self, other: &Self) {
+        self.buckets.add(&other.buckets);
+        self.nanos.add(other.nanos.get());
     }
 
     /// What was counted so far.
@@ -82,7 +92,7 @@ impl<S: Scale> Histogram<S> {
     pub fn seen(&self) -> Seen {
         let bounds = S::BOUNDS.iter().map(|micros| *micros as f64 / 1e6);
         let bounds = bounds.chain(iter::once(f64::INFINITY));
-        let buckets = bounds.zip(self.buckets.iter().map(Counter::get));
+        let buckets = bounds.zip((0..=STEPS).map(|bucket| self.buckets.get(bucket)));
         Seen {
             buckets: buckets.collect(),
             sum: self.nanos.get() as f64 / 1e9,

@@ -1,11 +1,10 @@
 //! Connections that pass from one image of the program to the next: two descriptors, what was read
 //! and not taken yet, and what their record knows.
 //!
-//! Those are relays in mode `tcp`, without encryption on either side.
+//! Those are relays in mode `tcp`, and WebSockets over HTTP/1.1, without encryption on either side.
 
 use std::{
     io, net::TcpStream as StdTcpStream, os::unix::net::UnixStream as StdUnixStream, sync::Arc,
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -13,14 +12,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::{
     connect::Upstream,
-    listener::Listener,
+    http::{SavedWebSocket, WebSocket},
+    listener::{Listener, Settings},
     record::{ConnectionRecord, SavedRecord},
     relay::{SavedState, Side, State},
 };
-use crate::{
-    cluster::Snapshot,
-    handover::{Incoming, Number, hold_back, let_pass},
-};
+use crate::handover::{Incoming, Number, hold_back, let_pass};
 
 /// What the next image has to know of a connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,7 +27,13 @@ pub struct Carried {
     backend: Number,
     /// The backend is reached by a Unix socket.
     is_unix: bool,
-    relay: SavedState,
+    way: SavedWay,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum SavedWay {
+    Relay(SavedState),
+    WebSocket(Box<SavedWebSocket>),
 }
 
 /// A connection in this image that began in an earlier one.
@@ -38,8 +41,14 @@ pub struct Carried {
 pub(super) struct Resumed {
     pub(super) record: ConnectionRecord,
     pub(super) client: TcpStream,
-    pub(super) upstream: Upstream,
-    pub(super) relay: State,
+    pub(super) way: Way,
+}
+
+/// How it is carried.
+#[derive(Debug)]
+pub(super) enum Way {
+    Relay(Upstream, State),
+    WebSocket(Box<WebSocket>),
 }
 
 /// A connection whose descriptors are there.
@@ -51,13 +60,33 @@ pub(super) struct Arrived {
 }
 
 impl Carried {
-    /// A connection that stands still. Its descriptors pass through the next `execve(2)`, until
+    /// A relay that stands still. Its descriptors pass through the next `execve(2)`, until
     /// [`stay`](Self::stay) is called.
-    pub(super) fn new(
+    pub(super) fn relay(
         record: &ConnectionRecord,
         client: &impl Side,
         backend: &impl Side,
         relay: &State,
+    ) -> io::Result<Self> {
+        Self::new(record, client, backend, SavedWay::Relay(relay.saved()))
+    }
+
+    /// The same for a WebSocket.
+    pub(super) fn websocket(
+        record: &ConnectionRecord,
+        client: &impl Side,
+        backend: &impl Side,
+        websocket: SavedWebSocket,
+    ) -> io::Result<Self> {
+        let way = SavedWay::WebSocket(Box::new(websocket));
+        Self::new(record, client, backend, way)
+    }
+
+    fn new(
+        record: &ConnectionRecord,
+        client: &impl Side,
+        backend: &impl Side,
+        way: SavedWay,
     ) -> io::Result<Self> {
         let pass = |side: Option<std::os::fd::BorrowedFd<'_>>| {
             let_pass(&side.ok_or(io::ErrorKind::Unsupported)?)
@@ -67,7 +96,7 @@ impl Carried {
             client: pass(client.descriptor())?,
             backend: pass(backend.descriptor())?,
             is_unix: backend.is_unix(),
-            relay: relay.saved(),
+            way,
         })
     }
 
@@ -104,18 +133,29 @@ impl Arrived {
     pub(super) fn resume(
         self,
         listener: &Arc<Listener>,
-        snapshot: &Snapshot,
-        idle: Option<Duration>,
+        settings: &Settings,
     ) -> io::Result<Resumed> {
         let upstream = match self.carried.is_unix {
             true => Upstream::Unix(UnixStream::from_std(StdUnixStream::from(self.backend))?),
             false => Upstream::Tcp(TcpStream::from_std(StdTcpStream::from(self.backend))?),
         };
+        let snapshot = settings.cluster.load();
+        let record = self.carried.record;
+        let way = match self.carried.way {
+            SavedWay::Relay(relay) => {
+                let relay = State::resumed(relay, settings.config.timeouts.idle);
+                Way::Relay(upstream, relay)
+            }
+            SavedWay::WebSocket(saved) => {
+                let resumed = WebSocket::resumed(*saved, upstream, listener, settings);
+                let gone = || io::Error::other("its cluster is not there");
+                Way::WebSocket(Box::new(resumed.ok_or_else(gone)?))
+            }
+        };
         Ok(Resumed {
             client: TcpStream::from_std(self.client)?,
-            upstream,
-            record: ConnectionRecord::resumed(self.carried.record, Arc::clone(listener), snapshot),
-            relay: State::resumed(self.carried.relay, idle),
+            record: ConnectionRecord::resumed(record, Arc::clone(listener), &snapshot),
+            way,
         })
     }
 }

@@ -6,6 +6,7 @@ mod queue;
 use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
+    os::fd::BorrowedFd,
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -114,6 +115,14 @@ impl Side for Upstream {
 
     fn was_reset(&self) -> bool {
         each!(self, stream => stream.was_reset())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        each!(self, stream => stream.descriptor())
+    }
+
+    fn is_unix(&self) -> bool {
+        matches!(self, Self::Unix(_) | Self::TlsUnix(_))
     }
 }
 

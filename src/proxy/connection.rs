@@ -16,9 +16,9 @@ use tokio::{
 
 use super::{
     admit::Permit,
-    carried::{Carried, Resumed},
+    carried::{Carried, Resumed, Way},
     connect::{Connected, Search, Upstream},
-    http::{self, Visitor},
+    http::{self, Visit, Visitor},
     identify::{self, Introduced},
     listener::{Listener, Settings},
     proxy_protocol::{self, MAX_WRITTEN},
@@ -207,8 +207,17 @@ async fn served<D: Downstream>(
             certificate: certificate.map(Arc::from),
         });
         let bytes = mem::take(&mut early.bytes);
-        let requests = http::serve(&visitor, &mut **client, bytes, is_http2, ticket);
-        record.requests = requests.await;
+        let visit = http::serve(&visitor, &mut **client, bytes, is_http2, ticket);
+        let Visit {
+            requests,
+            websocket,
+        } = visit.await;
+        record.requests = requests;
+        if let Some(websocket) = websocket {
+            drop(visitor);
+            let idle = settings.config.timeouts.idle;
+            Box::pin(websocket.carry(&mut **client, record, idle, ticket)).await;
+        }
         client.is_orderly = true;
         return Ok(CloseReason::ClientClosed);
     }
@@ -274,14 +283,28 @@ async fn relayed<D: Downstream>(
 }
 
 /// Serves a client that an earlier image of the program has served until now.
-pub(super) async fn resume(resumed: Resumed, key: AffinityKey, ticket: Ticket) {
+pub(super) async fn resume(
+    resumed: Resumed,
+    settings: Arc<Settings>,
+    key: AffinityKey,
+    ticket: Ticket,
+) {
     let Resumed {
         mut record,
         client,
-        upstream,
-        relay: mut state,
+        way,
     } = resumed;
     let mut client = Open::new(client);
+    let (upstream, mut state) = match way {
+        Way::Relay(upstream, state) => (upstream, state),
+        Way::WebSocket(websocket) => {
+            let idle = settings.config.timeouts.idle;
+            Box::pin(websocket.carry(&mut *client, &record, idle, &ticket)).await;
+            client.is_orderly = true;
+            record.reason = CloseReason::ClientClosed;
+            return;
+        }
+    };
     if let Some(home) = &record.journey.home {
         ticket.goes_to(home, key);
     }
@@ -315,7 +338,7 @@ async fn carry<D: Downstream>(
             upstream.is_orderly = end.reason != CloseReason::ClientReset;
             return end;
         }
-        registry::offer(Carried::new(record, &**client, &*upstream, state));
+        registry::offer(Carried::relay(record, &**client, &*upstream, state));
         registry::thawed().await;
         // The upgrade did not come.
         Carried::stay(&**client, &*upstream);

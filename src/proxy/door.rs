@@ -197,7 +197,7 @@ pub(super) fn take(
 pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: Arrived) {
     let settings = listener.settings();
     let snapshot = settings.cluster.load();
-    let resumed = match arrived.resume(listener, &snapshot, settings.config.timeouts.idle) {
+    let resumed = match arrived.resume(listener, &settings) {
         Ok(resumed) => resumed,
         Err(error) => return warn!(%error, "a connection cannot be carried on"),
     };
@@ -215,7 +215,7 @@ pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: A
     );
     let listener = Arc::clone(listener);
     registry::spawn(Arc::clone(&listener), |ticket| async move {
-        connection::resume(resumed, key, ticket).await;
+        connection::resume(resumed, settings, key, ticket).await;
         drop(permits);
     });
 }

@@ -44,6 +44,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// All clusters that its requests may go to.
+    pub(super) fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        std::iter::once(&self.cluster).chain(&self.routed)
+    }
+
     /// The cluster that a request goes to: of the routes that fit, the one with the longest path.
     pub(super) fn cluster_for(&self, host: &str, target: &str) -> &Cluster {
         let routes = self.config.routes.iter().zip(&self.routed);
@@ -94,6 +99,14 @@ impl Listener {
     #[must_use]
     pub const fn stats(&self) -> &PerThread<ListenerStats> {
         &self.stats
+    }
+
+    /// All that is counted of it, for another image of the program.
+    #[must_use]
+    pub fn counted(&self) -> ListenerStats {
+        let all = ListenerStats::default();
+        self.stats.all().for_each(|stats| all.add(stats));
+        all
     }
 
     /// Its connections now.

@@ -29,7 +29,7 @@ use super::{
     door::{self, Door, accept},
     http::pool,
     listener::Listener,
-    registry::{self, Cut, Whereabouts},
+    registry::{self, Asked, Cut, Whereabouts},
 };
 use crate::metrics::{Histogram, Seen, Waits};
 
@@ -123,14 +123,18 @@ impl DataPlane {
 
     /// Asks connections to go that can say goodbye, WebSockets one after the other over `spread`.
     pub async fn ask_to_leave(&self, which: &Cut, spread: Duration) {
-        let asked = TaskTracker::new();
+        self.ask(which, spread, Asked::All).await;
+    }
+
+    pub(super) async fn ask(&self, which: &Cut, spread: Duration, asked: Asked) {
+        let asking = TaskTracker::new();
         for thread in &self.threads {
             let which = which.clone();
-            let ask = async move { registry::ask_to_leave(&which, spread) };
-            asked.spawn_on(ask, &thread.runtime);
+            let ask = async move { registry::ask_to_leave(&which, spread, asked) };
+            asking.spawn_on(ask, &thread.runtime);
         }
-        asked.close();
-        asked.wait().await;
+        asking.close();
+        asking.wait().await;
     }
 
     /// Where the connections go that go anywhere now.

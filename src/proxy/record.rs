@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
-pub(super) use self::saved::SavedRecord;
+pub(super) use self::saved::{SavedJourney, SavedRecord};
 use super::{Listener, connect::Upstream, http::pool, share};
 use crate::{
     cluster::{Backend, Load, Seat, Skip, Slot},

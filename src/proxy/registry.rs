@@ -74,8 +74,27 @@ pub(super) struct Farewell(Arc<Leave>);
 
 #[derive(Debug, Default)]
 struct Leave {
-    at: OnceLock<Instant>,
+    said: OnceLock<Said>,
     waker: AtomicWaker,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    /// When it has to go.
+    at: Instant,
+    /// Only if it cannot be carried over to another image of the program.
+    unless_carried: bool,
+}
+
+/// Who is asked to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Who can.
+    All,
+    /// Of those, who cannot be carried over to another image of the program.
+    Others,
+    /// Of those, who were there at the last [`note`].
+    Noted,
 }
 
 impl Farewell {
@@ -83,7 +102,10 @@ impl Farewell {
     pub(super) async fn wait(&self) {
         let asked = poll_fn(|cx| {
             self.0.waker.register(cx.waker());
-            self.0.at.get().map_or(Poll::Pending, |at| Poll::Ready(*at))
+            match self.0.said.get() {
+                Some(said) => Poll::Ready(said.at),
+                None => Poll::Pending,
+            }
         });
         // Rare and large: kept out of the size of every connection's future.
         Box::pin(sleep_until(asked.await)).await;
@@ -91,12 +113,27 @@ impl Farewell {
 
     /// Whether it was asked to go.
     pub(super) fn was_said(&self) -> bool {
-        self.0.at.get().is_some()
+        self.0.said.get().is_some()
     }
 
-    fn say(&self, at: Instant) {
-        let _again = self.0.at.set(at);
+    /// When it has to go, if it was asked to.
+    pub(super) fn said(&self) -> Option<Instant> {
+        self.0.said.get().map(|said| said.at)
+    }
+
+    /// Asks it to go.
+    pub(super) fn say(&self, at: Instant) {
+        self.ask(at, Asked::All);
+    }
+
+    fn ask(&self, at: Instant, asked: Asked) {
+        let unless_carried = asked != Asked::All;
+        let _again = self.0.said.set(Said { at, unless_carried });
         self.0.waker.wake();
+    }
+
+    fn was_said_unless_carried(&self) -> bool {
+        self.0.said.get().is_some_and(|said| said.unless_carried)
     }
 }
 
@@ -136,16 +173,18 @@ where
 
 /// Asks those of this thread's connections to go that can say goodbye: tunnels one after the other
 /// over `spread`, evenly and in random order, the others at once.
-pub(super) fn ask_to_leave(which: &Cut, spread: Duration) {
+pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
     let now = Instant::now();
     let mut tunnels = Vec::new();
     OPEN.with_borrow(|open| {
-        for (_, open) in open.iter().filter(|(_, open)| open.is_one_of(which)) {
+        let open = open.iter().map(|(_, open)| open);
+        let open = open.filter(|open| open.is_asked(asked));
+        for open in open.filter(|open| open.is_one_of(which)) {
             match (&open.farewell, open.is_tunnel, which) {
                 (Some(farewell), true, _) => tunnels.push(farewell.clone()),
                 // Its next request may go to another slot.
                 (Some(_), false, Cut::Slot(_) | Cut::Generation(_)) | (None, ..) => {}
-                (Some(farewell), false, _) => farewell.say(now),
+                (Some(farewell), false, _) => farewell.ask(now, asked),
             }
         }
     });
@@ -153,7 +192,7 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration) {
     let share = spread / u32::try_from(tunnels.len().max(1)).unwrap_or(u32::MAX);
     let mut at = now;
     for tunnel in tunnels {
-        tunnel.say(at + share.mul_f64(fastrand::f64()));
+        tunnel.ask(at + share.mul_f64(fastrand::f64()), asked);
         at += share;
     }
 }
@@ -179,6 +218,14 @@ pub(super) fn whereabouts() -> Vec<Whereabouts> {
 }
 
 impl Open {
+    const fn is_asked(&self, asked: Asked) -> bool {
+        match asked {
+            Asked::All => true,
+            Asked::Others => self.waker.is_none(),
+            Asked::Noted => self.waker.is_none() && self.is_noted,
+        }
+    }
+
     fn is_one_of(&self, which: &Cut) -> bool {
         match which {
             Cut::All => true,
@@ -202,14 +249,6 @@ impl Ticket {
             let farewell = open.get_mut(self.0).map(|open| &mut open.farewell);
             let farewell = farewell.map(|farewell| farewell.get_or_insert_default().clone());
             farewell.unwrap_or_default()
-        })
-    }
-
-    /// Whether the connection was asked to go.
-    pub(super) fn is_asked_to_go(&self) -> bool {
-        OPEN.with_borrow(|open| {
-            let open = open.get(self.0).and_then(|open| open.farewell.as_ref());
-            open.is_some_and(Farewell::was_said)
         })
     }
 

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::CloseReason;
 use crate::{
     metrics::{Counter, Histogram, Lives, Tally, Waits},
     tls::HandshakeError,
 };
 
-/// Counters of a listener.
-#[derive(Debug, Default)]
+/// Counters of a listener. What the next image of the program does not find, begins anew.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ListenerStats {
     /// Connections that were accepted.
     pub accepted: Counter,
@@ -40,6 +43,44 @@ pub struct ListenerStats {
 }
 
 impl ListenerStats {
+    /// Counts all that another one has counted.
+    pub fn add(&self, other: &Self) {
+        let Self {
+            accepted,
+            closes,
+            lives,
+            held,
+            handshakes,
+            handshake,
+            left_out,
+            requests,
+            ends,
+            durations,
+            websockets,
+            websocket_closes,
+            websocket_lives,
+        } = other;
+        self.accepted.add(accepted.get());
+        self.closes.add(closes);
+        self.lives.add(lives);
+        self.held.add(held);
+        self.handshakes.add(handshakes);
+        self.handshake.add(handshake);
+        self.left_out.add(left_out.get());
+        self.ends.add(ends);
+        self.websockets.add(websockets.get());
+        self.websocket_lives.add(websocket_lives);
+        for (own, other) in self.requests.iter().zip(requests) {
+            own.add(other);
+        }
+        for (own, other) in self.durations.iter().zip(durations) {
+            own.add(other);
+        }
+        for (own, other) in self.websocket_closes.iter().zip(websocket_closes) {
+            own.add(other);
+        }
+    }
+
     /// Counts a handshake that went well, or why it did not.
     pub(super) fn shook_hands(&self, failed: Option<&HandshakeError>, took: Duration) {
         let label = failed.map_or(HANDSHAKES[0], HandshakeError::as_label);
@@ -183,7 +224,12 @@ mod tests {
             found += 1;
             assert_ne!(end_of(by, reason), ENDS.len() - 1, "{by}, {reason}");
         };
-        for file in ["refusal.rs", "http1.rs", "stream.rs", "websocket/tunnel.rs"] {
+        for file in [
+            "refusal.rs",
+            "http1.rs",
+            "stream.rs",
+            "websocket/carriage.rs",
+        ] {
             let text = fs::read_to_string(folder.join(file)).unwrap();
             for (_, rest) in text
                 .match_indices("Outcome::new(\"")

@@ -25,6 +25,8 @@ pub(super) struct Halt {
     members: Mutex<Members>,
     /// One more stands still, or has gone.
     changed: Notify,
+    /// Nobody begins yet.
+    is_held: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +54,18 @@ pub(super) struct Still {
 }
 
 impl Halt {
+    /// One whose members do not begin before [`begin`](Self::begin).
+    pub(super) fn held() -> Self {
+        let halt = Self::default();
+        halt.is_held.send_replace(true);
+        halt
+    }
+
+    /// Lets all begin.
+    pub(super) fn begin(&self) {
+        self.is_held.send_replace(false);
+    }
+
     /// One more that has to stand still when it is called.
     pub(super) fn join(self: &Arc<Self>, name: Arc<str>) -> Member {
         let mut members = self.members();
@@ -62,6 +76,7 @@ impl Halt {
             halt: Arc::clone(self),
             id,
             called: self.called.subscribe(),
+            is_held: self.is_held.subscribe(),
         }
     }
 
@@ -136,9 +151,16 @@ pub(super) struct Member {
     halt: Arc<Halt>,
     id: u64,
     called: watch::Receiver<bool>,
+    is_held: watch::Receiver<bool>,
 }
 
 impl Member {
+    /// Waits until it may begin.
+    pub(super) async fn may_begin(&mut self) {
+        // The sender lives as long as `halt`.
+        let _begun = self.is_held.wait_for(|is_held| !*is_held).await;
+    }
+
     /// Waits for the call.
     pub(super) async fn called(&mut self) {
         // The sender lives as long as `halt`.
@@ -171,9 +193,22 @@ impl Drop for Member {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn nobody_begins_who_is_held() {
+        let halt = Arc::new(Halt::held());
+        let mut member = halt.join("app/0".into());
+        assert!(member.may_begin().now_or_never().is_none());
+        halt.begin();
+        assert!(member.may_begin().now_or_never().is_some());
+        let mut later = halt.join("app/1".into());
+        assert!(later.may_begin().now_or_never().is_some());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn all_stand_still_or_none_does() {

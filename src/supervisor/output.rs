@@ -80,6 +80,7 @@ impl Output {
     /// Logs until both pipes are closed, or, once `ended`, until they are empty: somebody who
     /// keeps a pipe of a dead worker open keeps nobody waiting. Gives the last lines of stderr.
     pub(super) async fn run(mut self, ended: CancellationToken, mut member: Member) -> Vec<String> {
+        member.may_begin().await;
         let mut buffer = vec![0; CHUNK];
         let mut report = tokio::time::interval(REPORT_EVERY);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);

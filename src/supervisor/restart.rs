@@ -34,11 +34,11 @@ pub(super) struct SavedRestarts {
 }
 
 impl SavedRestarts {
-    pub(super) fn resumed(self, now: Instant) -> Restarts {
+    pub(super) fn resumed(self) -> Restarts {
         Restarts {
             failures: self.failures,
-            first_failure: self.first_failure.map(|at| at.at(now)),
-            last_said: self.last_said.map(|at| at.at(now)),
+            first_failure: self.first_failure.map(Moment::instant),
+            last_said: self.last_said.map(Moment::instant),
         }
     }
 }
@@ -79,11 +79,11 @@ pub(super) enum Say {
 
 impl Restarts {
     /// What the next image has to know of it.
-    pub(super) fn saved(&self, now: Instant) -> SavedRestarts {
+    pub(super) fn saved(&self) -> SavedRestarts {
         SavedRestarts {
             failures: self.failures,
-            first_failure: self.first_failure.map(|at| Moment::of(at, now)),
-            last_said: self.last_said.map(|at| Moment::of(at, now)),
+            first_failure: self.first_failure.map(Moment::of),
+            last_said: self.last_said.map(Moment::of),
         }
     }
 

@@ -48,6 +48,11 @@ pub struct StillGuard {
 }
 
 impl Home {
+    /// Lets everything begin that belongs to workers of an earlier image.
+    pub fn begin(&self) {
+        self.halt().begin();
+    }
+
     /// Lets everything that belongs to workers stand still.
     ///
     /// # Errors
@@ -87,13 +92,20 @@ pub struct Resumption {
 }
 
 impl Saved {
-    /// Goes on with what all workers have together; supervisors go on with the rest.
+    /// Goes on with what all workers have together; supervisors go on with the rest. Nothing happens
+    /// with workers before [`Home::begin`].
     ///
     /// # Errors
-    /// When what was saved makes no sense.
-    pub fn resume(self, exe: PathBuf, incoming: Incoming) -> io::Result<(Home, Resumption)> {
-        let mut incoming = incoming;
-        let home = Home::resumed(exe, self.home, &mut incoming)?;
+    /// When what was saved makes no sense; with the descriptors.
+    pub fn resume(
+        self,
+        exe: PathBuf,
+        mut incoming: Incoming,
+    ) -> Result<(Home, Resumption), (io::Error, Incoming)> {
+        let home = match Home::resumed(exe, self.home, &mut incoming) {
+            Ok(home) => home,
+            Err(error) => return Err((error, incoming)),
+        };
         let slots = self.slots.into_iter();
         let outputs = self.outputs.into_iter();
         let (reporting, reported) = mpsc::channel(1);

@@ -160,6 +160,7 @@ impl SlotTask {
     /// From the first spawn to [`Action::Finish`].
     async fn generations(&mut self) {
         let mut worker = self.first().await;
+        self.member.may_begin().await;
         let mut snapshots = self.cluster.subscribe();
         snapshots.mark_changed();
         let mut ended = None;

@@ -15,6 +15,7 @@ use super::{
     material::{ServerMaterial, Trust},
     pool::Pool,
     stream::ServerStream,
+    tickets::{SavedTickets, Tickets},
 };
 
 /// Encrypts the connections of a listener. Its certificates can be replaced at any time; a
@@ -27,8 +28,9 @@ pub struct Acceptor {
 
 #[derive(Debug)]
 struct Current {
-    /// Its session tickets have keys that rotate every six hours.
     config: Arc<ServerConfig>,
+    /// The keys of its session tickets.
+    tickets: Arc<Tickets>,
     /// What clients are verified by.
     trust: Trust,
 }
@@ -39,6 +41,7 @@ impl Acceptor {
     pub fn new(material: &ServerMaterial, pool: Arc<Pool>) -> Self {
         let current = Current {
             config: Arc::new(material.config.clone()),
+            tickets: Arc::clone(&material.tickets),
             trust: material.trust.clone(),
         };
         Self {
@@ -53,12 +56,40 @@ impl Acceptor {
     pub fn replace(&self, material: &ServerMaterial) {
         let old = self.current.load();
         let mut config = material.config.clone();
-        if old.trust == material.trust {
-            config.ticketer = Arc::clone(&old.config.ticketer);
-        }
+        let tickets = match old.trust == material.trust {
+            true => Arc::clone(&old.tickets),
+            false => Arc::clone(&material.tickets),
+        };
+        config.ticketer = Arc::<Tickets>::clone(&tickets);
         self.current.store(Arc::new(Current {
             config: Arc::new(config),
+            tickets,
             trust: material.trust.clone(),
+        }));
+    }
+
+    /// The keys of its session tickets, for another image of the program.
+    #[must_use]
+    pub fn tickets(&self) -> SavedTickets {
+        let current = self.current.load();
+        let trust = current.trust.fingerprint();
+        current.tickets.saved(trust, Instant::now())
+    }
+
+    /// Believes the session tickets of an earlier image, where clients are verified as they were then.
+    pub fn believe(&self, saved: &SavedTickets) {
+        let old = self.current.load();
+        let trust = old.trust.fingerprint();
+        let Some(tickets) = Tickets::resumed(saved, trust) else {
+            return;
+        };
+        let tickets = Arc::new(tickets);
+        let mut config = ServerConfig::clone(&old.config);
+        config.ticketer = Arc::<Tickets>::clone(&tickets);
+        self.current.store(Arc::new(Current {
+            config: Arc::new(config),
+            tickets,
+            trust: old.trust.clone(),
         }));
     }
 

@@ -5,17 +5,19 @@ use std::{path::Path, sync::Arc};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     client::{ResolvesClientCert, WebPkiServerVerifier},
-    crypto::aws_lc_rs::Ticketer,
     pki_types::{CertificateDer, ServerName},
     server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
     version::{TLS12, TLS13},
 };
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::{
     identity::{ByName, Identity},
     pem::{self, LoadError, Trouble},
     provider,
+    tickets::Tickets,
 };
 use crate::config::{BackendTls, Tls, TlsVersion};
 
@@ -26,8 +28,9 @@ const ALL_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 pub struct ServerMaterial {
     identities: Vec<Identity>,
     pub(super) trust: Trust,
-    /// With keys of its own for session tickets.
     pub(super) config: ServerConfig,
+    /// The keys of its session tickets.
+    pub(super) tickets: Arc<Tickets>,
 }
 
 /// By what clients are believed to be who they say.
@@ -35,6 +38,19 @@ pub struct ServerMaterial {
 pub(super) struct Trust {
     authorities: Vec<CertificateDer<'static>>,
     optional: bool,
+}
+
+impl Trust {
+    /// What tells it from others.
+    pub(super) fn fingerprint(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update([u8::from(self.optional)]);
+        for authority in &self.authorities {
+            hasher.update((authority.len() as u64).to_be_bytes());
+            hasher.update(authority);
+        }
+        hasher.finalize().into()
+    }
 }
 
 impl ServerMaterial {
@@ -69,11 +85,13 @@ impl ServerMaterial {
         // All suites are good ones; scanners want to see that the server decides nevertheless.
         config.ignore_client_order = true;
         config.alpn_protocols = tls.alpn.iter().map(|name| name.as_bytes().into()).collect();
-        config.ticketer = Ticketer::new().map_err(|error| vec![Trouble::Refused(error).into()])?;
+        let tickets = Arc::new(Tickets::new(Instant::now()));
+        config.ticketer = Arc::<Tickets>::clone(&tickets);
         Ok(Self {
             identities,
             trust,
             config,
+            tickets,
         })
     }
 

@@ -15,6 +15,7 @@ mod material;
 mod pem;
 mod pool;
 mod stream;
+mod tickets;
 mod watch;
 
 use std::sync::{Arc, LazyLock};
@@ -29,6 +30,7 @@ pub use material::{ClientMaterial, ServerMaterial};
 pub use pem::LoadError;
 pub use pool::Pool;
 pub use stream::{ClientStream, ServerStream};
+pub use tickets::SavedTickets;
 pub use watch::{Fingerprint, Watch};
 
 /// The cryptography of all TLS here, named where it is used: there is no default of the process

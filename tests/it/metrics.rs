@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// A page, sample by sample.
-struct Page(BTreeMap<String, f64>, String);
+pub(crate) struct Page(BTreeMap<String, f64>, String);
 
 impl Page {
     async fn of(homescar: &Homescar) -> Self {
@@ -85,7 +85,12 @@ async fn get(homescar: &Homescar, accept: &str) -> String {
 }
 
 /// The first page on which a sum is what it should be.
-async fn until(homescar: &Homescar, name: &str, labels: &[(&str, &str)], expected: f64) -> Page {
+pub(crate) async fn until(
+    homescar: &Homescar,
+    name: &str,
+    labels: &[(&str, &str)],
+    expected: f64,
+) -> Page {
     let deadline = Instant::now() + SOON;
     loop {
         let page = Page::of(homescar).await;

@@ -13,8 +13,11 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("config", &[]),
     ("handover", &[]),
     ("log", &["config"]),
-    ("tls", &["config"]),
-    ("cluster", &["affinity", "config", "metrics", "tls"]),
+    ("tls", &["config", "handover"]),
+    (
+        "cluster",
+        &["affinity", "config", "handover", "metrics", "tls"],
+    ),
     ("health", &["cluster", "config", "tls"]),
     ("supervisor", &["cluster", "config", "handover"]),
     (

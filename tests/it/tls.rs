@@ -2,7 +2,7 @@
 
 mod acceptor;
 mod backends;
-mod pki;
+pub(crate) mod pki;
 mod reload;
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};

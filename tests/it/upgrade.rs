@@ -1,5 +1,9 @@
 //! Upgrade in place: the process stays, with its workers and connections, and is another program.
 
+mod encrypted;
+mod signals;
+mod websockets;
+
 use std::{
     fs,
     net::SocketAddr,
@@ -417,7 +421,7 @@ import json, os, sys
 args = sys.argv[1:]
 with open(f"/proc/self/fd/{args[1]}") as memory:
     state = json.load(memory)
-state["format"] = 1
+state["format"] = 2
 with open(f"/proc/self/fd/{args[1]}", "w") as memory:
     json.dump(state, memory)
 os.dup2(200, state["old_image"])
@@ -492,56 +496,6 @@ async fn half_lines_and_crash_loops_go_on() {
     let loops = |line: &Value| message(line).contains("crash-loops: 5 generations");
     let line = one.homescar.line_after(mark, "the crash loop", loops).await;
     assert_eq!(line["generation"], 5);
-}
-
-/// Those that cannot come along hear so: a WebSocket gets its Close, and nobody is cut.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_websocket_is_told() {
-    use futures_util::{SinkExt as _, StreamExt as _};
-    use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
-
-    let backend = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = backend.local_addr().unwrap();
-    let text = format!(
-        r#"
-        [listener.web]
-        bind = "127.0.0.1:0"
-        mode = "http"
-        cluster = "app"
-        [cluster.app]
-        backends = ["{at}"]
-        drain = {{ timeout = "20s", spread = "100ms" }}
-        "#
-    );
-    let one = Replaceable::serve(&text);
-    let web = one.homescar.address("web").await;
-    let stream = TcpStream::connect(web).await.unwrap();
-    let accepted = async {
-        let (stream, _) = backend.accept().await.unwrap();
-        tokio_tungstenite::accept_async(stream).await.unwrap()
-    };
-    let url = format!("ws://{web}/");
-    let (client, mut served) = tokio::join!(tokio_tungstenite::client_async(url, stream), accepted);
-    let (mut client, _) = client.unwrap();
-    client.send(Message::text("hello")).await.unwrap();
-    served.next().await.unwrap().unwrap();
-    let talks = async { while let Some(Ok(_)) = served.next().await {} };
-    let (receipt, told, ()) = tokio::join!(
-        one.must_upgrade(),
-        async {
-            let mut told = None;
-            while let Some(Ok(message)) = timeout(SOON, client.next()).await.unwrap() {
-                if let Message::Close(frame) = message {
-                    told = frame.map(|frame| frame.code);
-                }
-            }
-            told
-        },
-        talks
-    );
-    assert_eq!(told, Some(CloseCode::Restart));
-    let carried = (&receipt["cut"], &receipt["connections"]);
-    assert_eq!(carried, (&0.into(), &0.into()));
 }
 
 /// `homescar run` has no file: its configuration is handed over.

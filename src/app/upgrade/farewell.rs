@@ -34,13 +34,14 @@ impl App {
             "connections that cannot come along get up to {}",
             humantime::format_duration(longest)
         );
-        for listener in self.listeners.values() {
-            let which = Cut::Listener(listener.clone());
-            let spread = listener.drain().spread;
-            self.plane.ask_to_leave(&which, spread).await;
-        }
         let deadline = Instant::now() + longest;
         while self.plane.others(true).await > 0 && Instant::now() < deadline {
+            // Again, as one may have been about its handshake. Who was asked before notices nothing.
+            for listener in self.listeners.values() {
+                let which = Cut::Listener(listener.clone());
+                let spread = listener.drain().spread;
+                self.plane.ask_others_to_leave(&which, spread, true).await;
+            }
             sleep(LOOK_AGAIN).await;
         }
     }
@@ -64,7 +65,6 @@ impl App {
             let sockets = sockets.ok_or_else(|| format!("{address} does not cease to accept"))?;
             doors.push((place.clone(), sockets));
         }
-        self.plane.ask_to_leave(&Cut::All, Duration::ZERO).await;
         let last = LAST_REQUESTS.min(self.longest_drain());
         let last = timeout(last, self.no_others()).await;
         if last.is_ok() {
@@ -80,6 +80,9 @@ impl App {
 
     async fn no_others(&self) {
         while self.plane.others(false).await > 0 {
+            self.plane
+                .ask_others_to_leave(&Cut::All, Duration::ZERO, false)
+                .await;
             sleep(LOOK_AGAIN / 4).await;
         }
     }

@@ -7,7 +7,7 @@
 //! The new program is tried before anything is given up: it reads the state and the configuration
 //! and says whether it could take over. Then connections that cannot come along end; then nobody is
 //! let in, everything stands still, and the program is executed. Should it fail to come up, it
-//! executes the old one again, which goes on with the same state.
+//! executes the old one again, which goes on with the same state: nothing moves before it is up.
 
 mod execute;
 mod farewell;
@@ -15,6 +15,7 @@ mod program;
 mod resume;
 mod state;
 mod takeover;
+mod way_back;
 
 use std::{
     convert::Infallible,
@@ -155,7 +156,7 @@ impl App {
         info!(program = %program.path.display(), "upgrading");
         let _no_replacements = inbox.unless_ended(self.settle()).await??;
         let draft = {
-            let still = self.home.stand_still().await?;
+            let still = inbox.unless_ended(self.home.stand_still()).await??;
             self.state(program, still.saved)
         };
         let check = try_image(
@@ -169,14 +170,14 @@ impl App {
         inbox.unless_ended(self.say_goodbye()).await?;
 
         let shut = SystemTime::now();
-        let (doors, cut) = self.let_nobody_in().await?;
-        let connections = self.plane.freeze().await;
+        let (doors, cut) = inbox.unless_ended(self.let_nobody_in()).await??;
+        let connections = inbox.unless_ended(self.plane.freeze()).await?;
         let connections = connections.map_err(|error| error.to_string())?;
         let Standstill {
             saved,
             mut outgoing,
             still: _still,
-        } = self.home.stand_still().await?;
+        } = inbox.unless_ended(self.home.stand_still()).await??;
         let mut state = State {
             connections,
             cut,

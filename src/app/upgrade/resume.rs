@@ -1,12 +1,6 @@
 //! homescar goes on in another image of the program.
 
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use ahash::HashMap;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -15,16 +9,17 @@ use tracing::{info, warn};
 use super::{
     NoTakeover, Program, Takeover,
     state::{SavedSlot, State},
+    way_back,
 };
 use crate::{
     app::{
         App, Certificates, ConfigFile, Directs, Office, Place, Scale, ServiceManager, Signers,
         StartError, log_faults, secrets,
     },
-    cluster::Event,
+    cluster::{Event, SavedLearned},
     config::{Config, Facts},
     handover::Incoming,
-    proxy::{BoundGroup, DataPlane, Listener},
+    proxy::{BoundGroup, Carried, DataPlane, Listener, stats::ListenerStats},
     supervisor::Home,
 };
 
@@ -63,6 +58,7 @@ impl Prepared {
         crate::proxy::write_records(config.log.records);
         let plane = DataPlane::start(config.threads, config.max_connections)?;
         certificates.take(staged);
+        certificates.believe(&state.tickets);
         Ok(Self {
             groups,
             directs,
@@ -113,8 +109,8 @@ impl Prepared {
 }
 
 impl App {
-    /// Goes on where an earlier image has stood still. What can fail does so before anything is
-    /// touched; then that image goes on.
+    /// Goes on where an earlier image has stood still. Until all is up nothing moves, and what fails, or
+    /// panics, leaves everything to that image again.
     ///
     /// # Errors
     /// When neither can.
@@ -125,11 +121,13 @@ impl App {
         exe: PathBuf,
         arguments: Vec<std::ffi::OsString>,
     ) -> Result<Self, NoTakeover> {
-        let prepare = || Prepared::new(&takeover.state, &takeover.incoming, &config);
-        let prepared = match catch_unwind(AssertUnwindSafe(prepare)) {
-            Ok(Ok(prepared)) => prepared,
-            Ok(Err(error)) => return Err(takeover.go_back(&error.to_string())),
-            Err(_) => return Err(takeover.go_back("the new program panicked")),
+        let way_back = takeover.way_back();
+        if let Ok(way) = &way_back {
+            way.clone().open();
+        }
+        let prepared = match Prepared::new(&takeover.state, &takeover.incoming, &config) {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(takeover.go_back(&error.to_string())),
         };
         let Takeover {
             state,
@@ -142,13 +140,21 @@ impl App {
             program,
             workers,
             slots,
+            learned,
+            counted,
             scales,
             connections,
             cut,
             shut,
             ..
         } = state;
-        let (home, mut resumption) = workers.resume(exe, incoming)?;
+        let (home, mut resumption) = match workers.resume(exe, incoming) {
+            Ok(resumed) => resumed,
+            Err((error, incoming)) => {
+                incoming.pass_on();
+                return Err(NoTakeover::after(&error.to_string(), way_back));
+            }
+        };
         let program = Program {
             path: program,
             arguments,
@@ -157,16 +163,13 @@ impl App {
             prepared.into_app(config, file, home, (program, scales));
         app.start_clusters(&groups, &signing, Some(&mut resumption));
         let mut incoming = resumption.finish(PUBLISHED_WITHIN).await;
-        app.resume_slots(&slots).await;
-        app.let_in(&mut groups);
+        app.resume_slots(&slots, learned).await;
+        #[cfg(feature = "testing")]
+        panic_if_asked_to(failed.is_some());
+        let _nobody_goes_back = way_back::close();
         let carried = connections.len();
-        for connection in connections {
-            match app.listener_of(connection.listener()) {
-                Some(listener) => app.plane.resume(listener, connection, &mut incoming),
-                None => warn!("a connection of a listener that is not there is lost"),
-            }
-        }
-        drop(incoming);
+        incoming.release();
+        app.begin(&mut groups, &counted, connections, incoming);
         if let Some(why) = failed {
             warn!("not upgraded, all goes on as before: the new program failed: {why}");
             return Ok(app);
@@ -182,8 +185,36 @@ impl App {
         Ok(app)
     }
 
-    /// Slots are in the table as they were before anybody is let in.
-    async fn resume_slots(&self, slots: &[SavedSlot]) {
+    /// It is up: from here on things move.
+    fn begin(
+        &mut self,
+        groups: &mut HashMap<Place, BoundGroup>,
+        counted: &BTreeMap<Arc<str>, ListenerStats>,
+        connections: Vec<Carried>,
+        mut incoming: Incoming,
+    ) {
+        self.home.begin();
+        self.let_in(groups);
+        for (name, counted) in counted {
+            if let Some(listener) = self.listeners.get(name) {
+                listener.stats().mine().add(counted);
+            }
+        }
+        for connection in connections {
+            match self.listener_of(connection.listener()) {
+                Some(listener) => self.plane.resume(listener, connection, &mut incoming),
+                None => warn!("a connection of a listener that is not there is lost"),
+            }
+        }
+    }
+
+    /// Slots are in the table as they were before anybody is let in, and clusters know what they knew.
+    async fn resume_slots(&self, slots: &[SavedSlot], learned: BTreeMap<Arc<str>, SavedLearned>) {
+        for (name, learned) in learned {
+            if let Some(running) = self.clusters.get(&name) {
+                running.cluster().learned().resume(learned);
+            }
+        }
         for saved in slots {
             let Some(running) = self.clusters.get(&saved.cluster) else {
                 continue;
@@ -232,4 +263,12 @@ impl App {
             Err(faults) => log_faults(&faults),
         }
     }
+}
+
+/// A test can ask for a panic, by the name of a file in the environment that is there.
+#[cfg(feature = "testing")]
+fn panic_if_asked_to(has_gone_back: bool) {
+    let file = std::env::var_os("HOMESCAR_TEST_PANIC").map(PathBuf::from);
+    let is_asked = file.is_some_and(|file| file.exists());
+    assert!(has_gone_back || !is_asked, "as asked");
 }

@@ -12,19 +12,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{Program, execute};
 use crate::{
-    app::{App, Place, operate::Scale},
-    cluster::{AdminState, Health, SlotStats},
+    app::{App, Place, cluster::RunningCluster, operate::Scale},
+    cluster::{AdminState, Health, SavedLearned, SlotStats},
     direct::SavedDirect,
     handover::{Number, Outgoing},
-    proxy::Carried,
+    proxy::{Carried, stats::ListenerStats},
     supervisor::Saved,
+    tls::SavedTickets,
 };
 
 /// What this image writes, and reads. One that reads another says so before it takes over.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Everything.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub format: u32,
     /// Of the image that has written this.
@@ -39,10 +40,16 @@ pub(super) struct State {
     pub config: String,
     /// What signs cookies where no file says it.
     pub secret: [u8; 32],
+    /// The keys of session tickets, by listener.
+    pub tickets: BTreeMap<Arc<str>, SavedTickets>,
+    /// Ids that backends gave their clients, by cluster.
+    pub learned: BTreeMap<Arc<str>, SavedLearned>,
     pub workers: Saved,
     pub doors: Vec<SavedDoor>,
     pub directs: Vec<SavedDirect>,
     pub slots: Vec<SavedSlot>,
+    /// What was counted of listeners, by their names.
+    pub counted: BTreeMap<Arc<str>, ListenerStats>,
     /// Numbers of workers that were chosen while homescar ran.
     pub scales: BTreeMap<Arc<str>, Scale>,
     pub connections: Vec<Carried>,
@@ -98,15 +105,33 @@ impl App {
             descriptors: Vec::new(),
             config: self.config.to_toml(),
             secret: self.signers.secret(),
+            tickets: self.certificates.tickets(),
+            learned: self.saved_learned(),
             workers,
             doors: Vec::new(),
             directs: Vec::new(),
             slots: self.saved_slots(),
+            counted: self.counted(),
             scales: self.scales.clone(),
             connections: Vec::new(),
             cut: 0,
             shut: SystemTime::now(),
         }
+    }
+
+    fn counted(&self) -> BTreeMap<Arc<str>, ListenerStats> {
+        let listeners = self.listeners.iter();
+        let counted = listeners.map(|(name, listener)| (Arc::clone(name), listener.counted()));
+        counted.collect()
+    }
+
+    fn saved_learned(&self) -> BTreeMap<Arc<str>, SavedLearned> {
+        let clusters = self.clusters.values().map(RunningCluster::cluster);
+        let learned = clusters.filter_map(|cluster| {
+            let saved = cluster.learned().saved()?;
+            Some((Arc::clone(cluster.name()), saved))
+        });
+        learned.collect()
     }
 
     fn saved_slots(&self) -> Vec<SavedSlot> {

@@ -1,16 +1,13 @@
 //! The first thing that an image does which follows another: it takes what that has left.
 
-use std::{
-    ffi::{OsStr, OsString},
-    fs, io,
-    path::Path,
-};
+use std::{ffi::OsString, fs, path::Path};
 
 use serde::Deserialize;
 
 use super::{
-    execute::{RESUME, REVIVE, revive},
+    execute::{RESUME, REVIVE},
     state::{FORMAT, State},
+    way_back::WayBack,
 };
 use crate::{
     app::{ConfigFile, StartError, check},
@@ -77,7 +74,18 @@ impl Takeover {
                 arguments: arguments.clone(),
             })),
             Err(why) if failed.is_some() => Err(NoTakeover(why)),
-            Err(why) => Err(go_back(incoming, back.old_image, number, &why, arguments)),
+            Err(why) => {
+                let Some(image) = back.old_image else {
+                    return Err(NoTakeover(format!("{why}; there is no way back")));
+                };
+                let way = WayBack {
+                    image,
+                    state: number,
+                    descriptors: incoming.numbers().collect(),
+                    arguments: arguments.clone(),
+                };
+                Err(NoTakeover::after(&why, Ok(way)))
+            }
         }
     }
 
@@ -92,32 +100,24 @@ impl Takeover {
     /// Leaves everything to the image before, which goes on. Returns when that cannot be.
     #[must_use]
     pub fn go_back(self, why: &str) -> NoTakeover {
-        if let Some(failed) = self.failed {
-            // This is the image before.
-            return NoTakeover(format!("{why}; the new program had failed: {failed}"));
+        let way = self.way_back();
+        self.incoming.pass_on();
+        NoTakeover::after(why, way)
+    }
+
+    /// The way to the image before, or why there is none.
+    pub(super) fn way_back(&self) -> Result<WayBack, String> {
+        if let Some(failed) = &self.failed {
+            return Err(format!("the new program had failed: {failed}"));
         }
         let image = self.state.old_image;
-        go_back(self.incoming, image, self.number, why, &self.arguments)
+        Ok(WayBack {
+            image: image.ok_or("there is no way back")?,
+            state: self.number,
+            descriptors: self.incoming.numbers().collect(),
+            arguments: self.arguments.clone(),
+        })
     }
-}
-
-fn go_back(
-    incoming: Incoming,
-    image: Option<Number>,
-    state: Number,
-    why: &str,
-    arguments: &[OsString],
-) -> NoTakeover {
-    let Some(image) = image else {
-        return NoTakeover(format!("{why}; there is no way back"));
-    };
-    incoming.pass_on();
-    let (name, rest) = match arguments {
-        [name, rest @ ..] => (&**name, rest),
-        [] => (OsStr::new("homescar"), [].as_slice()),
-    };
-    let error = revive(image, name, state, why, rest);
-    NoTakeover(format!("{why}; the way back is closed: {error}"))
 }
 
 impl State {
@@ -173,8 +173,12 @@ fn load(path: &Path) -> Result<Config, String> {
     Config::load(path, &Facts::of_this_process()).map_err(|faults| faults.to_string())
 }
 
-impl From<io::Error> for NoTakeover {
-    fn from(error: io::Error) -> Self {
-        Self(error.to_string())
+impl NoTakeover {
+    /// What is left to say after this, when nobody could go back either.
+    pub(super) fn after(why: &str, way: Result<WayBack, String>) -> Self {
+        match way {
+            Ok(way) => Self(format!("{why}; the way back is closed: {}", way.take(why))),
+            Err(none) => Self(format!("{why}; {none}")),
+        }
     }
 }

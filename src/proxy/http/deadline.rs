@@ -34,6 +34,11 @@ impl Deadline {
         }
     }
 
+    /// When the time comes.
+    pub(super) const fn at(&self) -> Instant {
+        self.at
+    }
+
     /// Ready when the time has come.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.timer.as_mut().poll(cx).is_ready() {

@@ -97,7 +97,7 @@ impl Dispatch {
             |id| cluster.learned().find(id, Instant::now()),
             secrets.as_ref().map_or(0, |_| now()),
         );
-        record.key = decided.by;
+        record.key = decided.by.into();
 
         request.write_head(out, origin.from_trusted);
         forwarded::write(out, &request, visitor.client, origin);
@@ -122,6 +122,10 @@ impl Dispatch {
 }
 
 impl Destination {
+    pub(super) const fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// What identifies the client.
     pub(super) const fn key(&self) -> AffinityKey {
         self.decided.key

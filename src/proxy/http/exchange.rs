@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    super::relay::Side,
+    super::{registry::Farewell, relay::Side},
     backend::{Backend, Failure, Receiver},
     body::{Decoder, Encoder, Framing, Piece},
     buffers::{self, equip},
@@ -66,6 +66,8 @@ pub(super) struct Answer<'a> {
     /// Fields that homescar adds to the final head.
     pub(super) extra: &'a Extra<'a>,
     pub(super) lesson: Lesson,
+    /// Once it was said, the connection does not stay.
+    farewell: &'a Farewell,
     /// The connection stays open for another request, as far as is known.
     pub(super) keep_alive: bool,
     pub(super) status: u16,
@@ -132,13 +134,14 @@ impl<'a> Answer<'a> {
         terms: &'a Terms,
         extra: &'a Extra<'a>,
         lesson: Lesson,
-        may_stay: bool,
+        farewell: &'a Farewell,
     ) -> Self {
         Self {
             terms,
             extra,
             lesson,
-            keep_alive: terms.keep_alive && may_stay,
+            farewell,
+            keep_alive: terms.keep_alive,
             status: 0,
             encoder: Encoder::Plain,
             bytes: 0,
@@ -363,7 +366,8 @@ impl<S: Side> Receiver for Download<'_, '_, S> {
         answer.status = response.head.status;
         answer.lesson.head(response);
         answer.encoder = Encoder::new(framing);
-        answer.keep_alive &= self.upload_done && framing != Framing::UntilClose;
+        let may_stay = self.upload_done && !answer.farewell.was_said();
+        answer.keep_alive &= may_stay && framing != Framing::UntilClose;
         response.write_head(out, framing);
         answer.extra.write(out, response);
         out.extend_from_slice(match (answer.status, answer.keep_alive, version) {

@@ -2,16 +2,18 @@
 
 use std::{mem, sync::Arc};
 
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::{
     super::{
-        connect::{Connected, Upstream},
+        connect::Connected,
         record::{CloseReason, Traffic},
-        registry::Ticket,
+        registry::{Farewell, Ticket},
         relay::Side,
     },
+    Visit,
     backend::Backend,
+    buffers,
     client::{Client, NoHead},
     deadline::Deadline,
     dispatch::{Destination, Dispatch, new_id, request_id},
@@ -23,9 +25,11 @@ use super::{
     refusal::{Refusal, reason_phrase},
     request::{Request, Terms},
     visitor::Visitor,
-    websocket::Tunnel,
+    websocket::{Tunnel, WebSocket},
 };
-use crate::config;
+
+/// For the next request of a client that could not know that its connection has to go.
+const NEXT_REQUEST: Duration = Duration::from_secs(1);
 
 /// What comes after a request.
 enum Next {
@@ -38,42 +42,42 @@ enum Next {
     Linger,
     /// The end, and nobody is left to hear more.
     Gone,
-    /// The connection speaks WebSocket from now on.
-    Tunnel(Box<Switched>),
+    /// None: it has become this.
+    WebSocket(Box<WebSocket>),
 }
 
-/// A connection that has become a WebSocket: what is left of the request.
-struct Switched {
-    record: RequestRecord,
-    backend: Upstream,
-    /// What the backend has said already.
-    early: Vec<u8>,
-    config: Arc<config::Cluster>,
-}
-
-/// Serves a client until its connection is over; how many requests it made.
+/// Serves a client until its connection is over, or a WebSocket.
 pub(super) async fn serve<S: Side>(
     visitor: &Arc<Visitor>,
     stream: S,
     early: Vec<u8>,
     ticket: &Ticket,
-) -> u64 {
+) -> Visit {
     let config = &visitor.settings.config;
     let mut client = Client::new(stream, early);
     let mut deadline = Deadline::new(Instant::now() + config.timeouts.header);
     let farewell = ticket.farewell();
+    let begun = Instant::now();
     loop {
-        let is_asked = farewell.was_said();
+        // A head that has begun may come whole.
+        let is_asked = farewell.was_said() && !client.input.is_empty();
+        let patience = match (client.heads, farewell.was_said()) {
+            (0, _) => Some(begun + NEXT_REQUEST),
+            (_, true) => Some(Instant::now() + NEXT_REQUEST),
+            (_, false) => None,
+        };
         let head = tokio::select! {
             biased;
             head = client.next_head(&mut deadline, &config.limits, &config.timeouts) => Some(head),
-            () = farewell.wait(), if !is_asked => None,
+            () = time_to_go(&farewell, patience), if !is_asked => None,
         };
         let next = match head.unwrap_or(Err(NoHead::Over)) {
             Err(NoHead::Over) if !client.input.is_empty() => Next::Request,
+            Err(NoHead::Over) => Next::Close,
             Ok(len) if client.heads == 1 && &client.input[..len] == http2::PREFACE_HEAD => {
                 let Client { stream, input, .. } = client;
-                return Box::pin(http2::serve(visitor, stream, input, farewell)).await;
+                let requests = http2::serve(visitor, stream, input, farewell);
+                return Visit::over(Box::pin(requests).await);
             }
             // Large, and there only while there is a request: most connections have none, most of
             // the time.
@@ -84,47 +88,36 @@ pub(super) async fn serve<S: Side>(
                 write_refusal(&mut client, &record, false, false);
                 Next::Linger
             }
-            Err(NoHead::Over | NoHead::Gone) => Next::Gone,
+            Err(NoHead::Gone) => Next::Gone,
         };
         match next {
             Next::Request => ticket.goes_nowhere(),
             Next::Close => {
                 Box::pin(client.close()).await;
-                return client.heads;
+                return Visit::over(client.heads);
             }
             Next::Linger => {
                 Box::pin(client.linger()).await;
-                return client.heads;
+                return Visit::over(client.heads);
             }
-            Next::Gone => return client.heads,
-            Next::Tunnel(mut switched) => {
-                drop(deadline);
-                Box::pin(tunnel(visitor, &mut client, &mut switched, ticket)).await;
-                return client.heads;
+            Next::Gone => return Visit::over(client.heads),
+            Next::WebSocket(websocket) => {
+                return Visit {
+                    requests: client.heads,
+                    websocket: Some(websocket),
+                };
             }
         }
     }
 }
 
-/// Carries the WebSocket that the connection has become.
-async fn tunnel<S: Side>(
-    visitor: &Visitor,
-    client: &mut Client<S>,
-    switched: &mut Switched,
-    ticket: &Ticket,
-) {
-    let tunnel = Tunnel {
-        down: &mut client.stream,
-        up: &mut switched.backend,
-        to_down: mem::take(&mut client.out),
-        idle: visitor.settings.config.timeouts.idle,
-        drain: &switched.config.drain,
-        farewell: ticket.farewell(),
-    };
-    let from_client = mem::take(&mut client.input);
-    let from_backend = mem::take(&mut switched.early);
-    let end = tunnel.run(from_client, from_backend).await;
-    switched.record.tunnelled(end);
+/// Waits until the connection has to go. One that has only just come, or was told to stay, may bring a
+/// request until `patience` ends: that is on its way.
+async fn time_to_go(farewell: &Farewell, patience: Option<Instant>) {
+    farewell.wait().await;
+    if let Some(until) = patience {
+        Box::pin(sleep_until(until)).await;
+    }
 }
 
 pub(super) fn record_of(visitor: &Visitor, version: Version, id: String) -> RequestRecord {
@@ -202,7 +195,7 @@ enum Attempt {
     Over(Next),
     /// The request can be sent once more.
     Again(Out),
-    /// It has become a WebSocket.
+    /// Both sides speak another protocol now.
     Switched(Box<Backend>),
 }
 
@@ -226,7 +219,7 @@ impl<S: Side> Carriage<'_, S> {
             match self.attempt(destination, connected, out, may_retry).await {
                 Attempt::Over(next) => return next,
                 Attempt::Again(again) => out = again,
-                Attempt::Switched(backend) => return self.switch(destination, *backend),
+                Attempt::Switched(backend) => return self.becomes_tunnel(destination, *backend),
             }
             may_retry = false;
             search.reuse(false);
@@ -252,9 +245,9 @@ impl<S: Side> Carriage<'_, S> {
         self.ticket.goes_to(home, destination.key());
         let is_reused = connected.is_reused;
         let extra = destination.extra(&self.record.id, home);
-        let may_stay = !self.ticket.is_asked_to_go();
+        let farewell = self.ticket.farewell();
         let lesson = destination.lesson(home);
-        let mut answer = Answer::new(&self.terms, &extra, lesson, may_stay);
+        let mut answer = Answer::new(&self.terms, &extra, lesson, &farewell);
         let mut backend = Backend::new(connected.upstream, out);
         let exchange = Exchange {
             client: self.client,
@@ -303,17 +296,23 @@ impl<S: Side> Carriage<'_, S> {
         }
     }
 
-    /// Leaves behind all that a WebSocket does not need.
-    fn switch(self, destination: &Destination, mut backend: Backend) -> Next {
-        let mut record = self.record;
-        self.ticket.is_tunnel();
-        record.becomes_tunnel();
-        Next::Tunnel(Box::new(Switched {
-            record,
-            early: backend.take_rest(),
-            config: destination.config(),
-            backend: backend.into_stream(),
-        }))
+    /// The connection has become a WebSocket: leaves behind all that it does not need.
+    fn becomes_tunnel(self, destination: &Destination, mut backend: Backend) -> Next {
+        let client = self.client;
+        let mut from_backend = backend.take_rest();
+        let to_down = mem::take(&mut client.out);
+        let tunnel = Tunnel::new(to_down, &client.input, &from_backend);
+        for early in [&mut client.input, &mut from_backend] {
+            early.clear();
+            buffers::release(early);
+        }
+        Next::WebSocket(Box::new(WebSocket::new(
+            self.record,
+            backend.into_stream(),
+            tunnel,
+            destination.key(),
+            destination.cluster().clone(),
+        )))
     }
 
     fn conclude(&mut self, end: End) -> Next {

@@ -45,21 +45,42 @@ use futures_util::future::BoxFuture;
 pub(super) use self::{
     turn_away::{place, turn_away},
     visitor::Visitor,
+    websocket::{SavedWebSocket, WebSocket},
 };
 use super::{registry::Ticket, relay::Side};
 
-/// Serves a client until its connection is over; how many requests it made. `early` was read
-/// before; `is_http2` says that the version was agreed on already.
+/// What became of a client's connection.
+#[derive(Debug)]
+pub(super) struct Visit {
+    /// How many requests it brought.
+    pub(super) requests: u64,
+    /// The last of them has made it a WebSocket; else it is over.
+    pub(super) websocket: Option<Box<WebSocket>>,
+}
+
+impl Visit {
+    const fn over(requests: u64) -> Self {
+        Self {
+            requests,
+            websocket: None,
+        }
+    }
+}
+
+/// Serves a client until its connection is over, or a WebSocket. `early` was read before; `is_http2`
+/// says that the version was agreed on already.
 pub(super) fn serve<'a, S: Side + Send + 'a>(
     visitor: &'a Arc<Visitor>,
     stream: S,
     early: Vec<u8>,
     is_http2: bool,
     ticket: &'a Ticket,
-) -> BoxFuture<'a, u64> {
+) -> BoxFuture<'a, Visit> {
     match is_http2 {
         // Large, and none of those of HTTP/1 shall pay for it.
-        true => Box::pin(http2::serve(visitor, stream, early, ticket.farewell())),
+        true => Box::pin(async move {
+            Visit::over(http2::serve(visitor, stream, early, ticket.farewell()).await)
+        }),
         false => Box::pin(http1::serve(visitor, stream, early, ticket)),
     }
 }

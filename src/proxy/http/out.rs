@@ -78,6 +78,20 @@ impl Out {
         Poll::Ready(Ok(()))
     }
 
+    /// What waits.
+    pub(super) fn waiting(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    /// One in which this waits.
+    pub(super) const fn holding(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            sent: 0,
+            unflushed: true,
+        }
+    }
+
     pub(super) const fn is_waiting(&self) -> bool {
         self.sent < self.bytes.len()
     }

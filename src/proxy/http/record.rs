@@ -1,6 +1,9 @@
 //! One record per request: who asked for what, where it went, why there, and how it ended.
 
+mod saved;
+
 use std::{
+    borrow::Cow,
     fmt::{self, Write as _},
     hash::Hasher as _,
     net::{IpAddr, SocketAddr},
@@ -11,6 +14,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::{Level, enabled, info};
 
+pub(super) use self::saved::SavedRequest;
 use super::{
     super::{
         Listener,
@@ -58,7 +62,7 @@ pub(super) struct RequestRecord {
     pub(super) id: String,
     pub(super) journey: Journey,
     /// What decided on the slot.
-    pub(super) key: &'static str,
+    pub(super) key: Cow<'static, str>,
     pub(super) traffic: Traffic,
     /// What the client got; 0 for nothing.
     pub(super) status: u16,
@@ -80,7 +84,7 @@ impl RequestRecord {
             line: String::new(),
             id: String::new(),
             journey: Journey::default(),
-            key: "",
+            key: Cow::Borrowed(""),
             traffic: Traffic::default(),
             status: 0,
             outcome: Outcome::CUT,
@@ -201,7 +205,7 @@ impl Drop for RequestRecord {
             },
             request = self.line,
             status = (self.status != 0).then_some(self.status),
-            key = self.key,
+            key = &*self.key,
             slot = home.as_ref().map(|home| &*home.slot().name),
             generation = home.as_ref().map(Home::generation),
             pid = home.as_ref().and_then(Home::pid),

@@ -46,7 +46,7 @@ use super::{
     refusal::{Refusal, reason_phrase},
     request::{Request, Terms},
     visitor::Visitor,
-    websocket::Tunnel,
+    websocket::{Conduct, Tunnel},
 };
 
 /// A response as hyper takes it.
@@ -342,17 +342,17 @@ impl Errand<'_> {
         self.record.becomes_tunnel();
         let config = destination.config();
         let from_backend = backend.take_rest();
-        let tunnel = Tunnel {
-            down: &mut TokioIo::new(upgraded),
-            up: &mut backend.stream,
-            to_down: Out::default(),
+        let conduct = Conduct {
             idle: self.visitor.settings.config.timeouts.idle,
             drain: &config.drain,
-            farewell: self.ticket.farewell(),
+            farewell: &self.ticket.farewell(),
         };
-        let end = tunnel.run(Vec::new(), from_backend).await;
+        let sides = (&mut TokioIo::new(upgraded), &mut backend.stream);
+        let mut tunnel = Tunnel::new(Out::default(), &[], &from_backend);
+        if let Some(end) = tunnel.run(sides, conduct).await {
+            self.record.tunnelled(end);
+        }
         self.record.status = 200;
-        self.record.tunnelled(end);
     }
 
     fn conclude(&mut self, end: End) {

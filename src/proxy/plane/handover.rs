@@ -19,7 +19,7 @@ use crate::{
         carried::Carried,
         door::{self, Door},
         listener::Listener,
-        registry,
+        registry::{self, Asked, Cut},
     },
 };
 
@@ -62,6 +62,15 @@ impl DataPlane {
     pub async fn others(&self, only_noted: bool) -> usize {
         let counts = self.on_each(move || async move { registry::others(only_noted) });
         counts.await.into_iter().sum()
+    }
+
+    /// Asks those to go that can say goodbye, as [`ask_to_leave`](Self::ask_to_leave) does.
+    pub async fn ask_others_to_leave(&self, which: &Cut, spread: Duration, only_noted: bool) {
+        let asked = match only_noted {
+            true => Asked::Noted,
+            false => Asked::Others,
+        };
+        self.ask(which, spread, asked).await;
     }
 
     /// Cuts those; how many.

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use super::{super::Listener, CloseReason, ConnectionRecord, Home, Journey, Traffic};
 use crate::{
@@ -19,11 +18,19 @@ pub(in crate::proxy) struct SavedRecord {
     peer: SocketAddr,
     accepted: Moment,
     client: Option<SocketAddr>,
+    journey: SavedJourney,
+    up: u64,
+    down: u64,
+    requests: u64,
+}
+
+/// A [`Journey`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::proxy) struct SavedJourney {
     home: Option<SavedHome>,
     passed: Option<(Arc<str>, Skip)>,
     held: Duration,
-    up: u64,
-    down: u64,
+    queued: Duration,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,20 +42,15 @@ struct SavedHome {
 impl ConnectionRecord {
     /// What the next image has to know of it.
     pub(in crate::proxy) fn saved(&self) -> SavedRecord {
-        let home = self.journey.home.as_ref();
         SavedRecord {
             listener: Arc::clone(self.listener.name()),
             peer: self.peer,
-            accepted: Moment::of(self.accepted, Instant::now()),
+            accepted: Moment::of(self.accepted),
             client: self.client,
-            home: home.map(|home| SavedHome {
-                slot: Arc::clone(&home.slot.name),
-                generation: home.generation(),
-            }),
-            passed: self.journey.passed.clone(),
-            held: self.journey.held,
+            journey: self.journey.saved(),
             up: self.traffic.up,
             down: self.traffic.down,
+            requests: self.requests,
         }
     }
 
@@ -58,6 +60,39 @@ impl ConnectionRecord {
         listener: Arc<Listener>,
         snapshot: &Snapshot,
     ) -> Self {
+        Self {
+            listener,
+            peer: saved.peer,
+            accepted: saved.accepted.instant(),
+            client: saved.client,
+            journey: Journey::resumed(saved.journey, snapshot),
+            traffic: Traffic {
+                up: saved.up,
+                down: saved.down,
+            },
+            requests: saved.requests,
+            reason: CloseReason::Cut,
+        }
+    }
+}
+
+impl Journey {
+    /// What the next image has to know of it.
+    pub(in crate::proxy) fn saved(&self) -> SavedJourney {
+        let home = self.home.as_ref();
+        SavedJourney {
+            home: home.map(|home| SavedHome {
+                slot: Arc::clone(&home.slot.name),
+                generation: home.generation(),
+            }),
+            passed: self.passed.clone(),
+            held: self.held,
+            queued: self.queued,
+        }
+    }
+
+    /// The same again, counted in its slot where that is still in the table.
+    pub(in crate::proxy) fn resumed(saved: SavedJourney, snapshot: &Snapshot) -> Self {
         let home = saved.home.and_then(|home| {
             let entry = snapshot.entry(&home.slot)?;
             let backend = entry.serving(Some(home.generation))?;
@@ -71,23 +106,11 @@ impl ConnectionRecord {
         let seat = home.as_ref().filter(|_| limited);
         let seat = seat.and_then(|home| Seat::take(&home.slot.stats));
         Self {
-            listener,
-            peer: saved.peer,
-            accepted: saved.accepted.at(Instant::now()),
-            client: saved.client,
-            journey: Journey {
-                home,
-                passed: saved.passed,
-                held: saved.held,
-                queued: Duration::ZERO,
-                seat,
-            },
-            traffic: Traffic {
-                up: saved.up,
-                down: saved.down,
-            },
-            requests: 0,
-            reason: CloseReason::Cut,
+            home,
+            passed: saved.passed,
+            held: saved.held,
+            queued: saved.queued,
+            seat,
         }
     }
 }

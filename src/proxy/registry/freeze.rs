@@ -105,12 +105,15 @@ fn carried() -> usize {
 }
 
 impl Ticket {
-    /// Notes that the connection can be carried over from now on, and by whom it is woken.
+    /// Notes that the connection can be carried over from now on, and by whom it is woken. It need
+    /// not go any more if it was to only because it could not.
     pub(in crate::proxy) async fn can_be_carried(&self) {
         poll_fn(|cx| {
             OPEN.with_borrow_mut(|open| {
                 if let Some(open) = open.get_mut(self.0) {
                     open.waker = Some(cx.waker().clone());
+                    open.farewell
+                        .take_if(|farewell| farewell.was_said_unless_carried());
                 }
             });
             Poll::Ready(())

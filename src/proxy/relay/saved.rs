@@ -19,6 +19,7 @@ pub(in crate::proxy) struct SavedState {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct SavedFlow {
+    #[serde(with = "crate::handover::text")]
     pending: Vec<u8>,
     /// How many of them, from the front, are ours.
     ours: usize,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -65,7 +65,7 @@ impl Generation {
             workers: (*self.workers != *configured).then(|| Workers::clone(&self.workers)),
             address: self.address.clone(),
             backlog: self.backlog.as_ref().map(|backlog| room.which(backlog)),
-            spawned: Moment::of(self.spawned, Instant::now()),
+            spawned: Moment::of(self.spawned),
         })
     }
 
@@ -98,7 +98,6 @@ impl Generation {
                 Err(error) => warn!(%slot, %error, "its output cannot be read"),
             }
         }
-        let now = Instant::now();
         let backlog = saved.backlog;
         let shares = backlog.is_some() && orders.entrances.doors.is_some();
         let workers = saved.workers.map(Arc::new);
@@ -121,7 +120,7 @@ impl Generation {
             backlog: backlog.and_then(|which| room.find(which, &orders.entrances)),
             output,
             output_ends,
-            spawned: saved.spawned.at(now),
+            spawned: saved.spawned.instant(),
         })
     }
 }

@@ -17,7 +17,7 @@ use tracing::warn;
 use super::{Home, RuntimeDir, Shared};
 use crate::{
     handover::{Incoming, Number, Outgoing},
-    supervisor::process::Offspring,
+    supervisor::{halt::Halt, process::Offspring},
 };
 
 /// A [`Home`].
@@ -55,7 +55,8 @@ impl Home {
         })
     }
 
-    /// The same again, in the next image.
+    /// The same again, in the next image. Nothing happens with workers before
+    /// [`begin`](Self::begin).
     pub(in crate::supervisor) fn resumed(
         exe: PathBuf,
         saved: SavedHome,
@@ -80,7 +81,7 @@ impl Home {
             exe,
             id: saved.id,
             dir: RuntimeDir::made_before(saved.dir),
-            halt: Arc::default(),
+            halt: Arc::new(Halt::held()),
             nofile: saved.nofile,
             rooms: AtomicU32::new(saved.rooms),
             shared: Mutex::new(shared),

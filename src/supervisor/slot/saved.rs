@@ -131,7 +131,7 @@ impl SlotTask {
             self.running = Some(running);
         }
         self.resumed = Some(Resumed {
-            worker: Worker::resumed(saved.worker, Instant::now()),
+            worker: Worker::resumed(saved.worker),
             standing: saved.standing,
             reporting: from.reporting.clone(),
         });

@@ -38,7 +38,7 @@ enum SavedState {
 impl Worker {
     /// What the next image has to know of it.
     pub(in crate::supervisor) fn saved(&self, now: Instant) -> SavedWorker {
-        let of = |at| Moment::of(at, now);
+        let of = Moment::of;
         let state = match self.state {
             State::Waiting { until } => SavedState::Waiting { until: of(until) },
             State::Starting { spawned, by } => SavedState::Starting {
@@ -69,28 +69,28 @@ impl Worker {
         SavedWorker {
             state,
             limits: self.limits,
-            restarts: self.restarts.saved(now),
+            restarts: self.restarts.saved(),
         }
     }
 
     /// The same again.
-    pub(in crate::supervisor) fn resumed(saved: SavedWorker, now: Instant) -> Self {
+    pub(in crate::supervisor) fn resumed(saved: SavedWorker) -> Self {
         let state = match saved.state {
             SavedState::Waiting { until } => State::Waiting {
-                until: until.at(now),
+                until: until.instant(),
             },
             SavedState::Starting { spawned, by } => State::Starting {
-                spawned: spawned.at(now),
-                by: by.at(now),
+                spawned: spawned.instant(),
+                by: by.instant(),
             },
             SavedState::Ready {
                 since,
                 stable,
                 ping_by,
             } => State::Ready {
-                since: since.at(now),
+                since: since.instant(),
                 stable,
-                ping_by: ping_by.map(|by| by.at(now)),
+                ping_by: ping_by.map(Moment::instant),
             },
             SavedState::Ending {
                 why,
@@ -98,14 +98,14 @@ impl Worker {
                 stable,
             } => State::Ending {
                 why,
-                kill_at: kill_at.at(now),
+                kill_at: kill_at.instant(),
                 stable,
             },
         };
         Self {
             state,
             limits: saved.limits,
-            restarts: saved.restarts.resumed(now),
+            restarts: saved.restarts.resumed(),
             asked: false,
         }
     }
@@ -141,7 +141,7 @@ mod tests {
             at += Duration::from_secs(1);
             worker = worker.step(event, at, 0.0).0;
             let text = serde_json::to_string(&worker.saved(at)).unwrap();
-            let again = Worker::resumed(serde_json::from_str(&text).unwrap(), at);
+            let again = Worker::resumed(serde_json::from_str(&text).unwrap());
             assert_eq!(again.deadline(), worker.deadline());
             for next in [Event::Exited, Event::Tick, Event::Stop] {
                 let later = at + Duration::from_secs(5);

@@ -3,20 +3,25 @@
 //! Payloads are counted and not looked at, but for the two bytes of a status code. What is no frame
 //! is no business of a tunnel: from there on it is carried as bytes, and the endpoints judge it.
 
+mod saved;
+
+use serde::{Deserialize, Serialize};
+
 /// The most bytes of a header: two, eight of length, four of the key.
 const MAX_HEADER: usize = 14;
 /// The opcode of a Close frame.
 const CLOSE: u8 = 0x8;
 
 /// Which way the frames go: a client's are masked, a backend's are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) enum Direction {
     FromClient,
     FromBackend,
 }
 
 /// Follows the frames of one direction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "saved::SavedTracker", into = "saved::SavedTracker")]
 pub(in super::super) struct Tracker {
     direction: Direction,
     state: State,
@@ -61,6 +66,10 @@ impl Tracker {
             frames: 0,
             close: None,
         }
+    }
+
+    pub(super) const fn direction(&self) -> Direction {
+        self.direction
     }
 
     /// Whether a frame may begin here.
@@ -317,6 +326,14 @@ mod tests {
                 cut.feed(piece);
             }
             prop_assert_eq!(&cut, &whole);
+            // Nor does another image of the program between two of them.
+            let mut carried = Tracker::new(direction);
+            for piece in all.chunks(step.max(all.len() / 50)) {
+                carried.feed(piece);
+                let text = serde_json::to_string(&carried).unwrap();
+                carried = serde_json::from_str(&text).unwrap();
+            }
+            prop_assert_eq!(&carried, &whole);
             // One frame at a time: the boundaries are where they were made.
             let mut one = Tracker::new(direction);
             let mut rest = &all[..];

@@ -3,7 +3,11 @@
 #[cfg(any(test, fuzzing))]
 pub(super) use self::frame::{Direction, Tracker};
 
+mod carriage;
 mod frame;
+mod saved;
 mod tunnel;
+mod upgraded;
 
-pub(super) use tunnel::{Tunnel, TunnelEnd};
+pub(super) use self::tunnel::{Conduct, Tunnel, TunnelEnd};
+pub(in crate::proxy) use self::{saved::SavedWebSocket, upgraded::WebSocket};

@@ -1,0 +1,299 @@
+//! Moves what can be moved of a WebSocket, and finds the moment for a goodbye.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{io::ReadBuf, time::Instant};
+
+use super::{
+    frame::{Direction, close},
+    tunnel::{LAST, Phase, Tunnel},
+};
+use crate::{
+    config::Drain,
+    proxy::{
+        http::{body::Encoder, buffers, deadline::Deadline, out::Out, record::Outcome},
+        relay::Side,
+    },
+};
+
+/// Reads in a row before other connections of the thread get their turn.
+const READS_PER_TURN: usize = 16;
+/// For a client to answer a Close frame.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A WebSocket and its two sides.
+pub(super) struct Carriage<'a, D, U> {
+    pub(super) down: &'a mut D,
+    pub(super) up: &'a mut U,
+    pub(super) tunnel: &'a mut Tunnel,
+    pub(super) deadline: Deadline,
+    pub(super) idle: Duration,
+    pub(super) drain: &'a Drain,
+}
+
+/// How it is over, and whether in an orderly way.
+pub(super) type Over = (Outcome, bool);
+
+impl<D: Side, U: Side> Carriage<'_, D, U> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        let before = (self.tunnel.traffic, self.tunnel.phase);
+        self.leave();
+        if let Poll::Ready(over) = self.poll_down(cx) {
+            return Poll::Ready(over);
+        }
+        if let Poll::Ready(over) = self.poll_up(cx) {
+            return Poll::Ready(over);
+        }
+        self.tunnel.to_down.release();
+        self.tunnel.to_up.release();
+        self.note_closes();
+        if before.1 != self.tunnel.phase {
+            let patience = match self.tunnel.phase {
+                Phase::Open | Phase::Leaving => self.idle,
+                Phase::Said => ANSWER,
+                Phase::Ending => LAST,
+            };
+            self.deadline.set(Instant::now() + patience);
+        } else if before.0 != self.tunnel.traffic
+            && matches!(self.tunnel.phase, Phase::Open | Phase::Leaving)
+        {
+            self.deadline.set(Instant::now() + self.idle);
+        }
+        if self.deadline.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.too_late(cx))
+    }
+
+    /// Says goodbye to the client, if that is due and no frame is in the way.
+    fn leave(&mut self) {
+        if self.tunnel.phase != Phase::Leaving || !self.tunnel.downward.is_between_frames() {
+            return;
+        }
+        if self.tunnel.downward.close.is_some() {
+            // The backend has said it already.
+            self.tunnel.phase = Phase::Open;
+            return;
+        }
+        self.say_goodbye();
+    }
+
+    fn say_goodbye(&mut self) {
+        let Drain {
+            close_code,
+            close_reason,
+            ..
+        } = self.drain;
+        let mut frame = Vec::new();
+        close(
+            &mut frame,
+            Direction::FromBackend,
+            *close_code,
+            close_reason,
+        );
+        self.tunnel.to_down.append(&frame);
+        self.tunnel
+            .first_close
+            .get_or_insert(("proxy", Some(*close_code)));
+        self.tunnel.phase = Phase::Said;
+    }
+
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        for _ in 0..READS_PER_TURN {
+            match self.tunnel.to_up.poll_flush(cx, self.up) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return self.backend_lost(cx),
+            }
+            if self.tunnel.client_ended {
+                return self.after_client(cx);
+            }
+            let closing = matches!(self.tunnel.phase, Phase::Said | Phase::Ending);
+            if closing && self.tunnel.upward.close.is_some() {
+                // It has answered. The backend may end by itself now.
+                self.tunnel.phase = Phase::Ending;
+                if self.tunnel.backend_ended {
+                    return Poll::Ready((self.how_it_ended(), true));
+                }
+                return Poll::Pending;
+            }
+            let read = buffers::scratch(|scratch| {
+                let mut read = ReadBuf::new(scratch);
+                let polled = Pin::new(&mut *self.down).poll_read(cx, &mut read);
+                let bytes = read.filled();
+                if matches!(polled, Poll::Ready(Ok(()))) && !bytes.is_empty() {
+                    self.tunnel.upward.feed(bytes);
+                    self.tunnel.traffic.up += bytes.len() as u64;
+                    if !self.tunnel.backend_ended {
+                        let sent = self.tunnel.to_up.data(cx, self.up, Encoder::Plain, bytes);
+                        return Poll::Ready(sent.map(|()| true).or(Err(false)));
+                    }
+                }
+                polled.map(|read| read.map(|()| !bytes.is_empty()).or(Err(true)))
+            });
+            match read {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => self.tunnel.client_ended = true,
+                Poll::Ready(Err(true)) => {
+                    self.up.reset_on_close();
+                    return Poll::Ready((Outcome::new("client", "reset"), false));
+                }
+                Poll::Ready(Err(false)) => return self.backend_lost(cx),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The client has ended: the backend is told, and gets a moment.
+    fn after_client(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        if self.tunnel.backend_ended {
+            return Poll::Ready((self.how_it_ended(), true));
+        }
+        let _gone = Pin::new(&mut *self.up).poll_shutdown(cx);
+        self.tunnel.phase = Phase::Ending;
+        Poll::Pending
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        for _ in 0..READS_PER_TURN {
+            match self.tunnel.to_down.poll_flush(cx, self.down) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    self.up.reset_on_close();
+                    return Poll::Ready((Outcome::new("client", "reset"), false));
+                }
+            }
+            if self.tunnel.backend_ended {
+                return self.after_backend(cx);
+            }
+            let read = buffers::scratch(|scratch| {
+                let mut read = ReadBuf::new(scratch);
+                let polled = Pin::new(&mut *self.up).poll_read(cx, &mut read);
+                let bytes = read.filled();
+                if matches!(polled, Poll::Ready(Ok(()))) && !bytes.is_empty() {
+                    return Poll::Ready(self.forward(cx, bytes).map(|()| true).or(Err(true)));
+                }
+                polled.map(|read| read.map(|()| false).or(Err(false)))
+            });
+            match read {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => self.tunnel.backend_ended = true,
+                Poll::Ready(Err(false)) => return self.backend_lost(cx),
+                Poll::Ready(Err(true)) => {
+                    self.up.reset_on_close();
+                    return Poll::Ready((Outcome::new("client", "reset"), false));
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Passes on what the backend says, up to where we say goodbye.
+    fn forward(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> std::io::Result<()> {
+        let used = match self.tunnel.phase {
+            Phase::Said => return Ok(()),
+            Phase::Ending if self.tunnel.first_close.is_some_and(|(by, _)| by == "proxy") => {
+                return Ok(());
+            }
+            Phase::Open | Phase::Ending => {
+                self.tunnel.downward.feed(bytes);
+                bytes.len()
+            }
+            Phase::Leaving => self.tunnel.downward.feed_frame(bytes),
+        };
+        self.tunnel.traffic.down += used as u64;
+        self.tunnel
+            .to_down
+            .data(cx, self.down, Encoder::Plain, &bytes[..used])?;
+        self.note_closes();
+        if self.tunnel.phase == Phase::Leaving && self.tunnel.downward.is_between_frames() {
+            self.leave();
+            if self.tunnel.phase == Phase::Open {
+                return self.forward(cx, &bytes[used..]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The backend has ended its stream, and all of it is passed on.
+    fn after_backend(&mut self, cx: &Context<'_>) -> Poll<Over> {
+        let said = self.tunnel.downward.close.is_some() || self.tunnel.client_ended;
+        match self.tunnel.phase {
+            Phase::Open | Phase::Leaving if !said && self.tunnel.downward.is_between_frames() => {
+                // It went without a word: the client gets one.
+                self.say_goodbye();
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Phase::Open | Phase::Leaving | Phase::Ending => {
+                let is_whole = self.tunnel.downward.is_between_frames();
+                Poll::Ready((self.how_it_ended(), is_whole))
+            }
+            Phase::Said => Poll::Pending,
+        }
+    }
+
+    /// The backend's connection was reset.
+    fn backend_lost(&mut self, cx: &Context<'_>) -> Poll<Over> {
+        self.tunnel.backend_ended = true;
+        self.tunnel.to_up = Out::default();
+        match self.tunnel.phase {
+            Phase::Open | Phase::Leaving
+                if self.tunnel.downward.is_between_frames()
+                    && self.tunnel.downward.close.is_none() =>
+            {
+                self.say_goodbye();
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Phase::Said => Poll::Pending,
+            _ => Poll::Ready((Outcome::new("backend", "reset"), false)),
+        }
+    }
+
+    /// Nobody did anything for too long.
+    fn too_late(&mut self, cx: &mut Context<'_>) -> Over {
+        match self.tunnel.phase {
+            Phase::Open | Phase::Leaving => (Outcome::new("proxy", "idle_timeout"), false),
+            Phase::Said | Phase::Ending => {
+                if !self.tunnel.backend_ended && self.tunnel.upward.is_between_frames() {
+                    // So that the backend knows.
+                    close(self.tunnel.to_up.buffer(), Direction::FromClient, 1001, "");
+                    let _gone = self.tunnel.to_up.poll_flush(cx, self.up);
+                }
+                (self.how_it_ended(), true)
+            }
+        }
+    }
+
+    fn note_closes(&mut self) {
+        let (client, backend) = (self.tunnel.upward.close, self.tunnel.downward.close);
+        if self.tunnel.first_close.is_none() {
+            let backend = backend.map(|code| ("backend", code));
+            self.tunnel.first_close = backend.or_else(|| client.map(|code| ("client", code)));
+        }
+        if self.tunnel.phase == Phase::Open && client.is_some() && backend.is_some() {
+            self.tunnel.phase = Phase::Ending;
+        }
+    }
+
+    fn how_it_ended(&self) -> Outcome {
+        match self.tunnel.first_close {
+            Some(("proxy", _)) if self.tunnel.backend_ended && !self.tunnel.is_asked => {
+                Outcome::new("backend", "gone")
+            }
+            Some((by, _)) => Outcome::new(by, "closed"),
+            None if self.tunnel.client_ended => Outcome::new("client", "gone"),
+            None => Outcome::new("backend", "gone"),
+        }
+    }
+}

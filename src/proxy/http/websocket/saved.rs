@@ -1,0 +1,234 @@
+//! A WebSocket between two of its moments, for the next image of the program. What makes no sense is
+//! not read.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use tokio::time::Instant;
+
+use super::{
+    frame::{Direction, Tracker},
+    tunnel::{Phase, Tunnel},
+    upgraded::WebSocket,
+};
+use crate::{
+    affinity::AffinityKey,
+    handover::{Moment, text},
+    proxy::{
+        Listener, Settings,
+        connect::Upstream,
+        http::{
+            out::Out,
+            record::{RequestRecord, SavedRequest},
+        },
+        record::Traffic,
+    },
+};
+
+/// A [`WebSocket`] without its connections.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::proxy) struct SavedWebSocket {
+    /// The one that it goes to.
+    cluster: Arc<str>,
+    request: SavedRequest,
+    key: u32,
+    /// When it is to go, if it was asked to.
+    leaves: Option<Moment>,
+    tunnel: SavedTunnel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedTunnel {
+    #[serde(with = "text")]
+    to_up: Vec<u8>,
+    #[serde(with = "text")]
+    to_down: Vec<u8>,
+    #[serde(deserialize_with = "of_client")]
+    upward: Tracker,
+    #[serde(deserialize_with = "of_backend")]
+    downward: Tracker,
+    client_ended: bool,
+    backend_ended: bool,
+    phase: Phase,
+    first_close: Option<SavedClose>,
+    is_asked: bool,
+    up: u64,
+    down: u64,
+    patience: Option<Moment>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedClose {
+    by: Party,
+    code: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Party {
+    Client,
+    Backend,
+    Proxy,
+}
+
+impl WebSocket {
+    /// What the next image has to know of it, which `leaves` then.
+    pub(super) fn saved(&self, leaves: Option<Instant>) -> SavedWebSocket {
+        SavedWebSocket {
+            cluster: Arc::clone(self.cluster.name()),
+            request: self.record.saved(),
+            key: self.key.bits(),
+            leaves: leaves.map(Moment::of),
+            tunnel: self.tunnel.saved(),
+        }
+    }
+
+    /// The same again; nothing when its cluster is not there.
+    pub(in crate::proxy) fn resumed(
+        saved: SavedWebSocket,
+        upstream: Upstream,
+        listener: &Arc<Listener>,
+        settings: &Settings,
+    ) -> Option<Self> {
+        let SavedWebSocket {
+            cluster,
+            request,
+            key,
+            leaves,
+            tunnel,
+        } = saved;
+        let mut clusters = settings.clusters();
+        let cluster = clusters.find(|found| *found.name() == cluster)?.clone();
+        let snapshot = cluster.load();
+        Some(Self {
+            record: RequestRecord::resumed(request, Arc::clone(listener), &snapshot),
+            upstream,
+            tunnel: Tunnel::resumed(tunnel),
+            key: AffinityKey::from_bits(key),
+            leaves: leaves.map(Moment::instant),
+            cluster,
+        })
+    }
+}
+
+impl Tunnel {
+    fn saved(&self) -> SavedTunnel {
+        let close = |(by, code): (&str, _)| SavedClose {
+            by: match by {
+                "client" => Party::Client,
+                "backend" => Party::Backend,
+                _ => Party::Proxy,
+            },
+            code,
+        };
+        SavedTunnel {
+            to_up: self.to_up.waiting().to_vec(),
+            to_down: self.to_down.waiting().to_vec(),
+            upward: self.upward.clone(),
+            downward: self.downward.clone(),
+            client_ended: self.client_ended,
+            backend_ended: self.backend_ended,
+            phase: self.phase,
+            first_close: self.first_close.map(close),
+            is_asked: self.is_asked,
+            up: self.traffic.up,
+            down: self.traffic.down,
+            patience: self.patience.map(Moment::of),
+        }
+    }
+
+    fn resumed(saved: SavedTunnel) -> Self {
+        let close = |SavedClose { by, code }| match by {
+            Party::Client => ("client", code),
+            Party::Backend => ("backend", code),
+            Party::Proxy => ("proxy", code),
+        };
+        Self {
+            to_up: Out::holding(saved.to_up),
+            to_down: Out::holding(saved.to_down),
+            upward: saved.upward,
+            downward: saved.downward,
+            client_ended: saved.client_ended,
+            backend_ended: saved.backend_ended,
+            phase: saved.phase,
+            first_close: saved.first_close.map(close),
+            is_asked: saved.is_asked,
+            traffic: Traffic {
+                up: saved.up,
+                down: saved.down,
+            },
+            patience: saved.patience.map(Moment::instant),
+        }
+    }
+}
+
+fn of_client<'de, D: Deserializer<'de>>(from: D) -> Result<Tracker, D::Error> {
+    tracker(Direction::FromClient, from)
+}
+
+fn of_backend<'de, D: Deserializer<'de>>(from: D) -> Result<Tracker, D::Error> {
+    tracker(Direction::FromBackend, from)
+}
+
+fn tracker<'de, D: Deserializer<'de>>(goes: Direction, from: D) -> Result<Tracker, D::Error> {
+    let tracker = Tracker::deserialize(from)?;
+    match tracker.direction() == goes {
+        true => Ok(tracker),
+        false => Err(D::Error::custom("frames that go the other way")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn tunnel() -> Tunnel {
+        let now = Instant::now() + Duration::from_secs(60);
+        let mut tunnel = Tunnel::new(Out::default(), &[0x82, 0xfe, 1], &[0x81, 2, b'h']);
+        tunnel.first_close = Some(("backend", None));
+        tunnel.phase = Phase::Leaving;
+        tunnel.is_asked = true;
+        tunnel.patience = Some(now);
+        tunnel
+    }
+
+    #[test]
+    fn a_tunnel_goes_on_where_it_stood_still() {
+        let saved = tunnel().saved();
+        let text = serde_json::to_string(&saved).unwrap();
+        let again: SavedTunnel = serde_json::from_str(&text).unwrap();
+        assert_eq!(again, saved);
+        let mut resumed = Tunnel::resumed(again);
+        assert_eq!(resumed.saved(), saved);
+        assert_eq!(resumed.to_up.waiting(), [0x82, 0xfe, 1]);
+        resumed.downward.feed(b"i");
+        assert!(resumed.downward.is_between_frames());
+        assert_eq!(resumed.downward.frames, 1);
+        assert_eq!(resumed.first_close, Some(("backend", None)));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_not_read() {
+        let saved = tunnel().saved();
+        let good = serde_json::to_value(&saved).unwrap();
+        let wrong = |path: &[&str], value: serde_json::Value| {
+            let mut text = good.clone();
+            let place = path.iter().fold(&mut text, |at, name| &mut at[*name]);
+            assert_ne!(*place, value);
+            *place = value;
+            let read = serde_json::from_value::<SavedTunnel>(text);
+            assert!(read.is_err(), "{path:?}: {read:?}");
+        };
+        wrong(&["upward", "direction"], "FromBackend".into());
+        wrong(&["phase"], "Elsewhere".into());
+        wrong(&["first_close", "by"], "nobody".into());
+        wrong(&["first_close", "why"], 1.into());
+        wrong(&["to_up"], "!".into());
+        wrong(&["more"], 1.into());
+    }
+}

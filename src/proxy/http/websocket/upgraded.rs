@@ -1,0 +1,91 @@
+//! A client's whole connection that has become a WebSocket.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::tunnel::{Conduct, Tunnel};
+use crate::{
+    affinity::AffinityKey,
+    cluster::Cluster,
+    proxy::{
+        carried::Carried,
+        connect::Upstream,
+        http::record::RequestRecord,
+        record::ConnectionRecord,
+        registry::{self, Ticket},
+        relay::Side,
+    },
+};
+
+/// The request that a WebSocket began with, and the backend's side of it.
+#[derive(Debug)]
+pub(in crate::proxy) struct WebSocket {
+    pub(super) record: RequestRecord,
+    pub(super) upstream: Upstream,
+    pub(super) tunnel: Tunnel,
+    pub(super) key: AffinityKey,
+    pub(super) cluster: Cluster,
+    /// When it has to go, where an earlier image of the program has asked it to.
+    pub(super) leaves: Option<Instant>,
+}
+
+impl WebSocket {
+    pub(in super::super) fn new(
+        mut record: RequestRecord,
+        upstream: Upstream,
+        tunnel: Tunnel,
+        key: AffinityKey,
+        cluster: Cluster,
+    ) -> Self {
+        record.becomes_tunnel();
+        Self {
+            record,
+            upstream,
+            tunnel,
+            key,
+            cluster,
+            leaves: None,
+        }
+    }
+
+    /// Carries it until it is over, to and from the client whose connection this record is of.
+    pub(in crate::proxy) async fn carry(
+        mut self: Box<Self>,
+        client: &mut impl Side,
+        connection: &ConnectionRecord,
+        idle: Option<Duration>,
+        ticket: &Ticket,
+    ) {
+        if let Some(home) = &self.record.journey.home {
+            ticket.goes_to(home, self.key);
+        }
+        ticket.is_tunnel();
+        if client.descriptor().is_some() && self.upstream.descriptor().is_some() {
+            ticket.can_be_carried().await;
+        }
+        let farewell = ticket.farewell();
+        if let Some(at) = self.leaves {
+            farewell.say(at);
+        }
+        loop {
+            let config = Arc::clone(&self.cluster.load().config);
+            let conduct = Conduct {
+                idle,
+                drain: &config.drain,
+                farewell: &farewell,
+            };
+            let sides = (&mut *client, &mut self.upstream);
+            if let Some(end) = self.tunnel.run(sides, conduct).await {
+                ticket.cannot_be_carried();
+                return self.record.tunnelled(end);
+            }
+            let saved = self.saved(farewell.said());
+            let carried = Carried::websocket(connection, &*client, &self.upstream, saved);
+            registry::offer(carried);
+            registry::thawed().await;
+            // The upgrade did not come.
+            Carried::stay(&*client, &self.upstream);
+        }
+    }
+}
