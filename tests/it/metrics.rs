@@ -299,6 +299,7 @@ async fn a_slot_that_left_is_not_shown_and_who_is_passed_over_is_counted() {
             cluster = "app"
             [cluster.app]
             on_down = "next"
+            passive = "off"
             backends = [{backends}]
             "#
         )

@@ -339,6 +339,7 @@ async fn a_backend_that_refuses_is_passed_over_before_a_byte_is_sent() {
         bind = "127.0.0.1:0"
         cluster = "app"
         [cluster.app]
+        passive = "off"
         backends = [{{ name = "dead", address = "{dead_address}" }}, {{ name = "alive", address = "{}" }}]
         "#,
         alive.local_addr().unwrap()

@@ -15,8 +15,7 @@ use tokio::time::Instant;
 use super::{
     super::{connect::Search, record::Home},
     body::Framing,
-    cookies,
-    fields::{self, Kind},
+    cookies, fields,
     forwarded::{self, Origin},
     key::Decided,
     lesson::Lesson,
@@ -235,15 +234,13 @@ fn now() -> u64 {
 /// The request's own id, when it has one that can stand in logs, else a new one.
 pub(super) fn request_id(request: &Request<'_>) -> String {
     const LONGEST: usize = 128;
-    let fields = request.head.fields.iter();
-    let mut ids = fields.filter(|field| Kind::of(field.name) == Kind::RequestId);
     let fits = |id: &&[u8]| {
         let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~+/=:".contains(byte);
         !id.is_empty() && id.len() <= LONGEST && id.iter().all(is_plain)
     };
-    match (ids.next().map(|field| field.value).filter(fits), ids.next()) {
-        (Some(id), None) => String::from_utf8_lossy(id).into_owned(),
-        _ => new_id(),
+    match request.id.filter(fits) {
+        Some(id) => String::from_utf8_lossy(id).into_owned(),
+        None => new_id(),
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Request<'a> {
     /// Path and query, or `*`.
     pub(super) target: &'a str,
     pub(super) terms: Terms,
+    /// The only `X-Request-Id`.
+    pub(super) id: Option<&'a [u8]>,
     names_fields: bool,
 }
 
@@ -57,6 +59,7 @@ impl<'a> Request<'a> {
             upgrade,
             connection,
             expects_continue,
+            ids,
         } = Gathered::of(&head)?;
         let framing = match (transfer, length) {
             (Some(_), Some(_)) => return Err(Refusal::LENGTH),
@@ -114,6 +117,7 @@ impl<'a> Request<'a> {
             host,
             target,
             terms,
+            id: ids.0.filter(|_| ids.1 == 1),
             names_fields: connection.names_fields,
         })
     }
@@ -189,6 +193,8 @@ struct Gathered<'a> {
     upgrade: bool,
     connection: ConnectionOptions,
     expects_continue: bool,
+    /// The last `X-Request-Id`, and how many there are.
+    ids: (Option<&'a [u8]>, usize),
 }
 
 impl<'a> Gathered<'a> {
@@ -222,11 +228,8 @@ impl<'a> Gathered<'a> {
                     new.expects_continue = head.version == Version::Http11;
                 }
                 Kind::Expect => return Err(Refusal::EXPECTATION),
-                Kind::EndToEnd
-                | Kind::Forwarding
-                | Kind::Origin
-                | Kind::RequestId
-                | Kind::Stops => {}
+                Kind::RequestId => new.ids = (Some(value), new.ids.1 + 1),
+                Kind::EndToEnd | Kind::Forwarding | Kind::Origin | Kind::Stops => {}
             }
         }
         if new.connection.is_bad {
