@@ -42,7 +42,22 @@ enum Habit {
     Floods,
 }
 
-const HABITS: [Habit; 4] = [Habit::Quiet, Habit::Talks, Habit::Stops, Habit::Floods];
+impl Habit {
+    /// Each meets each other one. Few flood: what waits in sockets is some megabytes for each of them,
+    /// and the kernel has an end of its memory for all sockets together.
+    const fn of(index: usize, is_client: bool) -> Self {
+        let (turn, flood) = match is_client {
+            true => (index, 3),
+            false => (index / 3, 11),
+        };
+        match (index % 24 == flood, turn % 3) {
+            (true, _) => Self::Floods,
+            (false, 0) => Self::Quiet,
+            (false, 1) => Self::Talks,
+            (false, _) => Self::Stops,
+        }
+    }
+}
 
 /// Says the same as every other one of its seed.
 struct Voice {
@@ -262,11 +277,7 @@ impl Direction {
         (write, read): (OwnedWriteHalf, OwnedReadHalf),
         rounds: &watch::Receiver<usize>,
     ) -> Self {
-        // Each habit meets each other one.
-        let habit = match is_client {
-            true => HABITS[index % HABITS.len()],
-            false => HABITS[index / HABITS.len() % HABITS.len()],
-        };
+        let habit = Habit::of(index, is_client);
         let speaker = Speaker {
             voice: Voice::new(index, is_client),
             habit,
