@@ -128,6 +128,8 @@ def machine(proxies):
 
 def throughput(proxies):
     peers = proxies.shown()
+    if "none" not in proxies.peers:
+        return []
     lines = []
     for row in proxies.of_kind("cpu"):
         line = [f"`{row}`", spread(s["rate"] for s in proxies.of(row, "none"))]
@@ -318,4 +320,5 @@ def main():
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE))
+    sys.dont_write_bytecode = True
     main()
