@@ -1,21 +1,26 @@
 //! What direct mode costs beside the workers: Node alone, four of them behind homescar in both
-//! modes, and four behind haproxy, measured in the same rounds. `bench/README.md` has the method.
+//! modes, and four behind haproxy, nginx and Envoy, measured in the same rounds. `bench/README.md` has
+//! the method.
 //!
-//! `cargo bench --bench direct -- [ROW…] [--rounds N]`
+//! `cargo bench --bench direct -- [ROW…] [--rounds N] [--json FILE]`
 
 #[path = "direct/front.rs"]
 mod front;
 #[path = "proxy/machine.rs"]
 #[expect(dead_code, reason = "the other benchmark needs more of it")]
 mod machine;
+#[path = "proxy/peer.rs"]
+#[expect(dead_code, reason = "the other benchmark needs more of it")]
+mod peer;
 #[path = "direct/program.rs"]
 mod program;
 
 use std::{
     collections::BTreeMap,
     error::Error,
-    io,
+    fs, io,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -32,6 +37,7 @@ use tokio::{
 use self::{
     front::{Front, Spent},
     machine::{Cpus, Usage},
+    peer::Programs,
 };
 
 /// A benchmark fails with a sentence for the person who started it.
@@ -50,8 +56,13 @@ struct Arguments {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// How long each is measured, in seconds; half of it is warm-up before.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    /// Where to write all figures.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    programs: Programs,
     /// Given by `cargo bench`, and not by `cargo test`, which must not measure.
     #[arg(long, hide = true)]
     bench: bool,
@@ -62,9 +73,9 @@ enum Row {
     /// A run of the kernel's program.
     Program,
     /// A connection, a request, its answer, the end.
-    Crr,
+    DirectCrr,
     /// A request and its answer on a connection that stays.
-    Rr,
+    DirectHttpRr,
 }
 
 fn main() -> Outcome {
@@ -76,18 +87,26 @@ fn main() -> Outcome {
     let cpus = Cpus::choose()?;
     cpus.take_load()?;
     let rows = match &*arguments.rows {
-        [] => &[Row::Program, Row::Crr, Row::Rr],
+        [] => &[Row::Program, Row::DirectCrr, Row::DirectHttpRr],
         rows => rows,
     };
     print(&format!("{}\n", machine::facts()?));
+    let mut figures = Vec::new();
     for &row in rows {
         match row {
             Row::Program => program::measure(cpus, arguments.rounds)?,
-            Row::Crr | Row::Rr => {
+            Row::DirectCrr | Row::DirectHttpRr => {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
-                LocalSet::new().block_on(&runtime, measure(row, &arguments, cpus))?;
+                let measured =
+                    LocalSet::new().block_on(&runtime, measure(row, &arguments, cpus))?;
+                figures.extend(measured);
             }
         }
+    }
+    if let Some(file) = &arguments.json {
+        let plain = front::Kind::Four.name();
+        let figures = serde_json::json!({ "plain": plain, "samples": figures });
+        fs::write(file, serde_json::to_string_pretty(&figures)?)?;
     }
     Ok(())
 }
@@ -105,43 +124,69 @@ struct Sample {
     clients: f64,
 }
 
-async fn measure(row: Row, arguments: &Arguments, cpus: Cpus) -> Outcome {
+impl Sample {
+    fn all(&self) -> f64 {
+        self.between + self.workers + self.clients
+    }
+}
+
+impl Row {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::DirectCrr => "direct-crr",
+            Self::DirectHttpRr => "direct-http-rr",
+        }
+    }
+}
+
+async fn measure(row: Row, arguments: &Arguments, cpus: Cpus) -> Outcome<Vec<serde_json::Value>> {
     let mut samples: BTreeMap<front::Kind, Vec<Sample>> = BTreeMap::new();
-    for _ in 0..arguments.rounds {
+    let mut figures = Vec::new();
+    for round in 1..=arguments.rounds {
         for kind in front::Kind::ALL {
-            let front = Front::start(kind, cpus)?;
+            let front = Front::start(kind, &arguments.programs, cpus).await?;
             front.is_there().await?;
             work(row, &front, arguments.seconds / 2.0).await?;
             let (spent, clients) = (front.spent()?, Usage::of_this_thread()?);
             let units = work(row, &front, arguments.seconds).await?;
             let Spent { between, workers } = front.spent()?.since(spent);
             let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / units as f64;
-            samples.entry(kind).or_default().push(Sample {
+            let sample = Sample {
                 between: each(between),
                 workers: each(workers),
                 clients: each(Usage::of_this_thread()?.since(clients).cpu),
-            });
+            };
+            samples.entry(kind).or_default().push(sample);
+            figures.push(serde_json::json!({
+                "row": row.name(), "front": kind.name(), "round": round, "between": sample.between,
+                "workers": sample.workers, "clients": sample.clients, "all": sample.all(),
+            }));
         }
     }
+    print_table(row, &samples);
+    Ok(figures)
+}
+
+fn print_table(row: Row, samples: &BTreeMap<front::Kind, Vec<Sample>>) {
     let unit = match row {
-        Row::Crr => "a short connection",
+        Row::DirectCrr => "a short connection",
         _ => "a request",
     };
     print(&format!(
         "| {unit}, CPU in µs | what is between | workers | clients | all |\n|---|---|---|---|---|"
     ));
-    for (kind, of) in &samples {
+    for (kind, of) in samples {
         let row = [
             |s: &Sample| s.between,
             |s: &Sample| s.workers,
             |s: &Sample| s.clients,
-            |s: &Sample| s.between + s.workers + s.clients,
+            Sample::all,
         ]
         .map(|part| spread(of.iter().map(part).collect()));
         print(&format!("| {} | {} |", kind.name(), row.join(" | ")));
     }
     print("");
-    Ok(())
 }
 
 /// Median, and least to greatest.
@@ -163,7 +208,7 @@ async fn work(row: Row, front: &Front, seconds: f64) -> Outcome<u64> {
         let (from, to) = (Ipv4Addr::new(127, 1, 7, client + 1), front.address(client));
         clients.push(tokio::task::spawn_local(async move {
             match row {
-                Row::Crr => connections(from, to, until).await,
+                Row::DirectCrr => connections(from, to, until).await,
                 _ => requests(from, to, until).await,
             }
         }));

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -16,7 +17,8 @@ use tokio::{
 
 use super::{
     Outcome,
-    machine::{Cpus, Usage},
+    machine::{Cpus, Usage, tree_of},
+    peer::{self, Blanks, Mode, Peer, Programs},
 };
 
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/direct/server.js");
@@ -35,15 +37,21 @@ pub(crate) enum Kind {
     Tcp,
     /// haproxy before four processes.
     Haproxy,
+    /// nginx before four processes.
+    Nginx,
+    /// Envoy before four processes.
+    Envoy,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Alone,
         Self::Four,
         Self::Direct,
         Self::Tcp,
         Self::Haproxy,
+        Self::Nginx,
+        Self::Envoy,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -53,6 +61,8 @@ impl Kind {
             Self::Direct => "homescar, direct, before four",
             Self::Tcp => "homescar, tcp, before four",
             Self::Haproxy => "haproxy before four",
+            Self::Nginx => "nginx before four",
+            Self::Envoy => "Envoy before four",
         }
     }
 }
@@ -83,8 +93,9 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    pub(crate) fn start(kind: Kind, cpus: Cpus) -> Outcome<Self> {
+    pub(crate) async fn start(kind: Kind, programs: &Programs, cpus: Cpus) -> Outcome<Self> {
         let folder = TempDir::new()?;
+        let dir = folder.path();
         let address = free()?;
         let mut addresses = vec![address];
         let mut processes = Vec::new();
@@ -102,7 +113,7 @@ impl Front {
                 mode,
             ];
             words.extend(["--log-level", "warn", "--", "node", SERVER]);
-            spawn(env!("CARGO_BIN_EXE_homescar"), &words, None)
+            spawn_in(dir, env!("CARGO_BIN_EXE_homescar"), &words, None)
         };
         match kind {
             Kind::Alone => processes.push(spawn("node", &[SERVER], Some(address.port()))?),
@@ -117,20 +128,13 @@ impl Front {
             Kind::Direct => processes.push(run("direct")?),
             Kind::Tcp => processes.push(run("tcp")?),
             Kind::Haproxy => {
-                let mut servers = String::new();
-                for index in 0..WORKERS {
-                    let backend = free()?;
-                    processes.push(spawn("node", &[SERVER], Some(backend.port()))?);
-                    servers += &format!("    server s{index} {backend}\n");
-                }
-                let template = include_str!("../peers/haproxy.cfg");
-                let file = folder.path().join("haproxy.cfg");
-                let config = template.lines().skip_while(|line| line.starts_with('#'));
-                let config: String = config.map(|line| line.to_owned() + "\n").collect();
-                let config = config.replace("{listen}", &listen);
-                fs::write(&file, config.replace("{servers}", &servers))?;
-                let file = file.to_string_lossy();
-                processes.push(spawn("/usr/sbin/haproxy", &["-db", "-f", &file], None)?);
+                processes = before_four(peer::Kind::Haproxy, programs, address, dir).await?
+            }
+            Kind::Nginx => {
+                processes = before_four(peer::Kind::Nginx, programs, address, dir).await?
+            }
+            Kind::Envoy => {
+                processes = before_four(peer::Kind::Envoy, programs, address, dir).await?
             }
         }
         cpus.take_load()?;
@@ -195,17 +199,7 @@ impl Front {
     fn tree(&self) -> Outcome<Vec<Pid>> {
         let mut tree = Vec::new();
         for process in &self.processes {
-            tree.push(Pid::from_raw(i32::try_from(process.id())?));
-        }
-        let mut next = 0;
-        while let Some(pid) = tree.get(next).copied() {
-            next += 1;
-            for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-                let children = fs::read_to_string(task.path().join("children"))?;
-                for child in children.split_ascii_whitespace() {
-                    tree.push(Pid::from_raw(child.parse()?));
-                }
-            }
+            tree.extend(tree_of(Pid::from_raw(i32::try_from(process.id())?))?);
         }
         Ok(tree)
     }
@@ -227,23 +221,72 @@ fn is_node(pid: Pid) -> bool {
         .is_ok_and(|exe| exe.file_name().is_some_and(|name| name == "node"))
 }
 
+/// Four processes, and a proxy of TCP before them.
+async fn before_four(
+    kind: peer::Kind,
+    programs: &Programs,
+    listen: SocketAddr,
+    dir: &Path,
+) -> Outcome<Vec<Child>> {
+    let mut processes = Vec::new();
+    let mut backends = Vec::new();
+    for _ in 0..WORKERS {
+        let backend = free()?;
+        processes.push(spawn("node", &[SERVER], Some(backend.port()))?);
+        backends.push(backend);
+    }
+    // nginx takes one that it cannot connect to for dead for a while.
+    let deadline = Instant::now() + START_TIMEOUT;
+    for backend in &backends {
+        while TcpStream::connect(backend).await.is_err() {
+            if Instant::now() > deadline {
+                return Err("node does not start".into());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let blanks = Blanks {
+        mode: Mode::Tcp,
+        tls: false,
+        listen,
+        backends: &backends,
+        dir: &dir.to_string_lossy(),
+        event: false,
+        server: None,
+    };
+    let config = dir.join("config.yaml");
+    fs::write(&config, blanks.fill(kind)?)?;
+    let peer = Peer::find(kind, programs)?;
+    let words = peer.words(&config.to_string_lossy(), false);
+    let words: Vec<&str> = words.iter().map(|word| &**word).collect();
+    processes.push(spawn(&peer.program.to_string_lossy(), &words, None)?);
+    Ok(processes)
+}
+
 /// A port that nobody has.
 fn free() -> Outcome<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
+fn spawn(program: &str, words: &[&str], port: Option<u16>) -> Outcome<Child> {
+    spawn_in(Path::new("/nonexistent"), program, words, port)
+}
+
+/// `dir` is for the admin socket of homescar.
 #[expect(
     clippy::disallowed_methods,
     reason = "a benchmark has no supervisor to spawn with"
 )]
-fn spawn(program: &str, words: &[&str], port: Option<u16>) -> Outcome<Child> {
+fn spawn_in(dir: &Path, program: &str, words: &[&str], port: Option<u16>) -> Outcome<Child> {
     let mut command = Command::new(program);
     if let Some(port) = port {
         command.env("PORT", port.to_string());
     }
     command
         .args(words)
+        .env("HOMESCAR_SOCKET", dir.join("homescar.sock"))
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("cannot run {program}: {error}").into())
 }

@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Outcome, report::Sample};
+use super::{Outcome, report::Sample, row::Spec};
 
 /// For strace to attach, and to write its table.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,21 +31,25 @@ impl Counting {
         clippy::disallowed_methods,
         reason = "a benchmark has no supervisor to spawn with"
     )]
-    pub(crate) async fn start(pid: Pid) -> Outcome<Self> {
+    pub(crate) async fn start(pids: &[Pid]) -> Outcome<Self> {
         let table = NamedTempFile::new()?;
         let mut strace = Command::new("strace")
-            .args(["-c", "-f", "-p", &pid.to_string(), "-o"])
+            .args(["-c", "-f", "-o"])
             .arg(table.path())
+            .args(pids.iter().map(|pid| format!("-p{pid}")))
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("cannot start strace: {error}"))?;
         let stderr = strace.stderr.take().ok_or("strace has no standard error")?;
-        // It speaks when it has attached to all threads, and is silent until its end.
-        let line = timeout(PATIENCE, BufReader::new(stderr).lines().next_line()).await??;
-        let line = line.unwrap_or_default();
-        if !line.contains("attached") {
-            return Err(format!("strace does not attach: {line}").into());
+        // It speaks when it has attached to all threads of a process, and is silent until its end.
+        let mut lines = BufReader::new(stderr).lines();
+        for _ in pids {
+            let line = timeout(PATIENCE, lines.next_line()).await??;
+            let line = line.unwrap_or_default();
+            if !line.contains("attached") {
+                return Err(format!("strace does not attach: {line}").into());
+            }
         }
         Ok(Self { strace, table })
     }
@@ -84,12 +88,13 @@ impl Counted {
     }
 
     /// The calls per unit, and which they are.
-    pub(crate) fn sample(&self, row: &str, unit: &'static str, units: u64) -> Sample {
+    pub(crate) fn sample(&self, spec: Spec, units: u64) -> Sample {
         let each = |calls: u64| calls as f64 / units as f64;
         let all = self.0.iter().map(|(_, calls)| calls).sum();
         let which = self.0.iter().filter(|&&(_, calls)| each(calls) >= 0.005);
         let which = which.map(|(name, calls)| format!("{name} {:.2}", each(*calls)));
         let note = which.collect::<Vec<_>>().join(", ");
-        Sample::new(row.to_owned(), unit, each(all)).with_note(note)
+        let unit = format!("calls a {}", spec.work.unit());
+        Sample::new(spec.name, &unit, each(all)).with_note(note)
     }
 }

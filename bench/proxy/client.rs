@@ -1,7 +1,7 @@
 //! The clients: each with a loopback address of its own, each checking what comes back.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
@@ -12,15 +12,16 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
+    time::Instant,
 };
 
 use super::{
     Outcome,
+    latency::Latencies,
     pattern::{CHUNK, Pattern, Position},
+    stream::Stream,
+    tls::Hands,
 };
-
-/// Size of the messages of the small rows, in bytes.
-const MESSAGE: usize = 64;
 
 /// Client addresses that are used in turn: `127.0.1.1` to `127.0.4.250`.
 const ADDRESSES: u64 = 1000;
@@ -30,15 +31,18 @@ const ADDRESSES: u64 = 1000;
 pub(crate) struct Tally {
     /// Units of work done and checked.
     pub(crate) done: Cell<u64>,
+    /// How long they took.
+    pub(crate) latencies: RefCell<Latencies>,
     left: Cell<u64>,
     clients: Cell<u64>,
 }
 
 impl Tally {
     /// At most so much work.
-    pub(crate) const fn new(left: u64) -> Self {
+    pub(crate) fn new(left: u64) -> Self {
         Self {
             done: Cell::new(0),
+            latencies: RefCell::new(Latencies::new()),
             left: Cell::new(left),
             clients: Cell::new(0),
         }
@@ -59,33 +63,62 @@ impl Tally {
         self.done.set(self.done.get() + units);
     }
 
+    /// One unit, which began then.
+    pub(crate) fn did_one(&self, since: Instant) {
+        self.did(1);
+        self.latencies.borrow_mut().add(since.elapsed());
+    }
+
     /// A number that no client of this tally had before.
     pub(crate) fn next_client(&self) -> u64 {
         self.clients.replace(self.clients.get() + 1)
     }
 }
 
-/// Connects from the client's own address.
-pub(crate) async fn connect(to: SocketAddr, client: u64) -> io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    // The port is then chosen while connecting, so that all addresses together have enough.
-    setsockopt(&socket, IpBindAddressNoPort, &true)?;
-    let [high, low] = [client % ADDRESSES / 250 + 1, client % 250 + 1].map(|part| part as u8);
-    socket.bind((Ipv4Addr::new(127, 0, high, low), 0).into())?;
-    let stream = socket.connect(to).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+/// Where clients connect to, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    /// The proxy's, or where there is none those of all backends, of which each client has one.
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) hands: Option<Hands>,
+}
+
+impl Door {
+    /// The same for another client, who has TLS sessions of its own.
+    pub(crate) fn of_another(&self) -> Self {
+        Self {
+            addresses: self.addresses.clone(),
+            hands: self.hands.as_ref().map(Hands::of_another),
+        }
+    }
+
+    /// Connects from the client's own address.
+    pub(crate) async fn connect(&mut self, client: u64) -> io::Result<Stream> {
+        let socket = TcpSocket::new_v4()?;
+        // The port is then chosen while connecting, so that all addresses together have enough.
+        setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        let [high, low] = [client % ADDRESSES / 250 + 1, client % 250 + 1].map(|part| part as u8);
+        socket.bind((Ipv4Addr::new(127, 0, high, low), 0).into())?;
+        let to = self.addresses[client as usize % self.addresses.len()];
+        let tcp: TcpStream = socket.connect(to).await?;
+        tcp.set_nodelay(true)?;
+        match &mut self.hands {
+            None => Ok(Stream::Plain(tcp)),
+            Some(hands) => hands.shake(tcp).await,
+        }
+    }
 }
 
 /// Opens connections, no more than `at_once` at one time in the making.
-pub(crate) async fn open(to: SocketAddr, count: u64, at_once: u64) -> Outcome<Vec<TcpStream>> {
+pub(crate) async fn open(door: &Door, count: u64, at_once: u64) -> Outcome<Vec<Stream>> {
     let mut connecting = JoinSet::new();
     let mut open = Vec::new();
     for client in 0..count {
         if client >= at_once {
             open.push(next(&mut connecting).await??);
         }
-        connecting.spawn_local(connect(to, client));
+        let mut door = door.of_another();
+        connecting.spawn_local(async move { door.connect(client).await });
     }
     while !connecting.is_empty() {
         open.push(next(&mut connecting).await??);
@@ -99,51 +132,99 @@ pub(crate) async fn next<T: 'static>(tasks: &mut JoinSet<T>) -> Outcome<T> {
     Ok(ended?)
 }
 
+/// Messages that come back, on one connection.
+#[derive(Debug)]
+pub(crate) struct PingPong {
+    message: Vec<u8>,
+    answer: Vec<u8>,
+    client: u64,
+    number: u64,
+}
+
+impl PingPong {
+    pub(crate) fn new(tally: &Tally, bytes: usize) -> Self {
+        Self {
+            message: vec![0x55; bytes],
+            answer: vec![0; bytes],
+            client: tally.next_client(),
+            number: 0,
+        }
+    }
+
+    pub(crate) async fn round_trip(&mut self, stream: &mut Stream) -> io::Result<()> {
+        // Never the same twice, so that an answer to another message is noticed.
+        self.number += 1;
+        self.message[..8].copy_from_slice(&self.client.to_le_bytes());
+        self.message[8..16].copy_from_slice(&self.number.to_le_bytes());
+        let (mut reader, mut writer) = tokio::io::split(&mut *stream);
+        match self.message.len() {
+            // At once both ways, as no side could otherwise be sure to hold all of it.
+            large if large > 4096 => {
+                let send = async {
+                    writer.write_all(&self.message).await?;
+                    writer.flush().await
+                };
+                let receive = reader.read_exact(&mut self.answer);
+                tokio::try_join!(send, receive)?;
+            }
+            _ => {
+                writer.write_all(&self.message).await?;
+                writer.flush().await?;
+                reader.read_exact(&mut self.answer).await?;
+            }
+        }
+        if self.answer != self.message {
+            return Err(io::Error::other("a message came back changed"));
+        }
+        Ok(())
+    }
+}
+
 /// Ping-pong on one connection, which is returned open.
-pub(crate) async fn round_trips(mut stream: TcpStream, tally: Rc<Tally>) -> io::Result<TcpStream> {
-    let client = tally.next_client();
-    let mut number = 0;
+pub(crate) async fn round_trips(
+    mut stream: Stream,
+    tally: Rc<Tally>,
+    bytes: usize,
+) -> io::Result<Stream> {
+    let mut ping_pong = PingPong::new(&tally, bytes);
     while tally.may_go_on() {
-        number += 1;
-        round_trip(&mut stream, client, number).await?;
-        tally.did(1);
+        let began = Instant::now();
+        ping_pong.round_trip(&mut stream).await?;
+        tally.did_one(began);
     }
     Ok(stream)
 }
 
 /// Connect, one round trip, close, again and again.
-pub(crate) async fn short_connections(to: SocketAddr, tally: Rc<Tally>) -> io::Result<()> {
+pub(crate) async fn short_connections(
+    mut door: Door,
+    tally: Rc<Tally>,
+    bytes: usize,
+) -> io::Result<()> {
     while tally.may_go_on() {
-        one_round_trip(to, &tally).await?;
-        tally.did(1);
+        let began = Instant::now();
+        let stream = one_round_trip(&mut door, &tally, bytes).await?;
+        tally.did_one(began);
+        stream.close().await?;
     }
     Ok(())
 }
 
-/// Connect, one round trip, close.
-pub(crate) async fn one_round_trip(to: SocketAddr, tally: &Tally) -> io::Result<()> {
-    let client = tally.next_client();
-    let mut stream = connect(to, client).await?;
-    round_trip(&mut stream, client, 0).await
-}
-
-async fn round_trip(stream: &mut TcpStream, client: u64, number: u64) -> io::Result<()> {
-    // Never the same twice, so that an answer to another message is noticed.
-    let mut message = [0x55; MESSAGE];
-    message[..8].copy_from_slice(&client.to_le_bytes());
-    message[8..16].copy_from_slice(&number.to_le_bytes());
-    stream.write_all(&message).await?;
-    let mut answer = [0; MESSAGE];
-    stream.read_exact(&mut answer).await?;
-    if answer != message {
-        return Err(io::Error::other("a message came back changed"));
-    }
-    Ok(())
+/// Connect and one round trip; the connection is returned open.
+pub(crate) async fn one_round_trip(
+    door: &mut Door,
+    tally: &Tally,
+    bytes: usize,
+) -> io::Result<Stream> {
+    let mut ping_pong = PingPong::new(tally, bytes);
+    let mut stream = door.connect(ping_pong.client).await?;
+    ping_pong.round_trip(&mut stream).await?;
+    Ok(stream)
 }
 
 /// Reads the pattern; a unit is a byte.
 pub(crate) async fn download(
-    mut stream: TcpStream,
+    mut stream: Stream,
     pattern: Rc<Pattern>,
     tally: Rc<Tally>,
 ) -> io::Result<()> {
@@ -164,7 +245,7 @@ pub(crate) async fn download(
 
 /// Writes the pattern; what arrives is counted by the backends.
 pub(crate) async fn upload(
-    mut stream: TcpStream,
+    mut stream: Stream,
     pattern: Rc<Pattern>,
     tally: Rc<Tally>,
 ) -> io::Result<()> {
@@ -178,11 +259,11 @@ pub(crate) async fn upload(
 
 /// Sends so many bytes of the pattern, and checks that they come back.
 pub(crate) async fn pass_through(
-    mut stream: TcpStream,
+    mut stream: Stream,
     pattern: Rc<Pattern>,
     bytes: usize,
-) -> io::Result<TcpStream> {
-    let (mut reader, mut writer) = stream.split();
+) -> io::Result<Stream> {
+    let (mut reader, mut writer) = tokio::io::split(&mut stream);
     let send = async {
         writer
             .write_all(&pattern.next(Position::default())[..bytes])

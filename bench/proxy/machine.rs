@@ -49,7 +49,7 @@ fn pin(cpu: usize) -> Outcome {
 }
 
 /// CPU time, and time spent waiting for a CPU that something else had.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     /// User and system, in all threads, also those that have ended.
     pub(crate) cpu: Duration,
@@ -75,6 +75,13 @@ impl Usage {
         let cpu = ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into();
         let waited = waited_of(&fs::read_to_string("/proc/thread-self/schedstat")?)?;
         Ok(Self { cpu, waited })
+    }
+
+    /// And what another one used.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.cpu += other.cpu;
+        // Their waits overlap when they share a CPU: the longest is the least that it can be.
+        self.waited = self.waited.max(other.waited);
     }
 
     /// What was used since.
@@ -106,6 +113,40 @@ fn waited_of(schedstat: &str) -> Outcome<Duration> {
     waited
         .map(Duration::from_nanos)
         .ok_or_else(|| format!("/proc/…/schedstat says {schedstat:?}").into())
+}
+
+/// The time in which the CPUs of the machine were not idle, whoever had them: to a hundredth of a second.
+pub(crate) fn machine_cpu() -> Outcome<Duration> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let fields = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = fields
+        .split_ascii_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq, …
+    let [user, nice, system, _, _, irq, softirq, ..] = ticks[..] else {
+        return Err("/proc/stat does not begin with the times of all CPUs".into());
+    };
+    Ok(Duration::from_millis(
+        10 * (user + nice + system + irq + softirq),
+    ))
+}
+
+/// A process, and after it those that it has started, and theirs.
+pub(crate) fn tree_of(root: Pid) -> Outcome<Vec<Pid>> {
+    let mut tree = vec![root];
+    let mut next = 0;
+    while let Some(pid) = tree.get(next).copied() {
+        next += 1;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            let children = fs::read_to_string(task.path().join("children"))?;
+            for child in children.split_ascii_whitespace() {
+                tree.push(Pid::from_raw(child.parse()?));
+            }
+        }
+    }
+    Ok(tree)
 }
 
 /// The proportional share of memory of a process, in KiB.
@@ -154,7 +195,7 @@ pub(crate) fn facts() -> Outcome<String> {
     ))
 }
 
-/// The first line that a program writes.
+/// The first line that a program writes, to standard output or else to standard error.
 #[expect(
     clippy::disallowed_methods,
     reason = "a benchmark has no supervisor to spawn with"
@@ -164,8 +205,12 @@ pub(crate) fn output_of(program: &str, arguments: &[&str]) -> Outcome<String> {
         .args(arguments)
         .output()
         .map_err(|error| format!("cannot run {program}: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let first = text.lines().next().unwrap_or_default().trim().to_owned();
+    let text = match output.stdout.is_empty() {
+        true => String::from_utf8_lossy(&output.stderr),
+        false => String::from_utf8_lossy(&output.stdout),
+    };
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default().to_owned();
     if !output.status.success() || first.is_empty() {
         return Err(format!(
             "{program} {} failed: {}",

@@ -1,83 +1,66 @@
-//! The proxies that are measured, as real processes with a configuration that one can read.
+//! The proxies that are measured: what they are, and their configurations, which one can read.
 
-use std::{
-    fmt::Write as _,
-    fs::{self, File},
-    net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf};
 
-use nix::unistd::Pid;
-use tempfile::TempDir;
-use tokio::time::{Instant, sleep, timeout};
+use super::{Outcome, machine::output_of};
 
-use super::{
-    Arguments, Outcome,
-    client::{self, Tally},
-    http,
-    machine::{Cpus, output_of},
-};
-
-/// From the start to the first message that came back.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A proxy with one of its configurations.
+/// A proxy with one of its configurations, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Kind {
-    /// homescar, without a line per connection.
+    /// homescar as it is by default, with its records.
     Homescar,
-    /// homescar with its default log.
-    HomescarLog,
-    /// haproxy, without a line per connection.
+    /// homescar without records.
+    HomescarQuiet,
+    /// haproxy, without an access log.
     Haproxy,
-    /// haproxy with a line per connection.
+    /// haproxy with its access log.
     HaproxyLog,
+    /// nginx, without an access log.
+    Nginx,
+    /// Envoy, without an access log.
+    Envoy,
+    /// Nothing: clients go straight to the backends.
+    None,
 }
 
 impl Kind {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Homescar => "homescar",
-            Self::HomescarLog => "homescar-log",
+            Self::HomescarQuiet => "homescar-quiet",
             Self::Haproxy => "haproxy",
             Self::HaproxyLog => "haproxy-log",
+            Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
+            Self::None => "none",
         }
     }
 
-    const fn is_haproxy(self) -> bool {
-        matches!(self, Self::Haproxy | Self::HaproxyLog)
+    /// Which lines marked `{log}` and `{quiet}` are there.
+    const fn has_log(self) -> bool {
+        !matches!(self, Self::HomescarQuiet | Self::Haproxy)
     }
 
-    const fn template(self) -> &'static str {
-        match self {
-            Self::Homescar => include_str!("../peers/homescar.toml"),
-            Self::HomescarLog => include_str!("../peers/homescar-log.toml"),
-            Self::Haproxy => include_str!("../peers/haproxy.cfg"),
-            Self::HaproxyLog => include_str!("../peers/haproxy-log.cfg"),
-        }
-    }
-
-    /// The configuration, with the addresses filled in.
-    fn config(self, mode: Mode, listen: SocketAddr, backends: &[SocketAddr]) -> Outcome<String> {
-        let (mut servers, mut quoted) = (String::new(), String::new());
-        for (index, backend) in backends.iter().enumerate() {
-            writeln!(servers, "    server s{index} {backend}")?;
-            write!(quoted, "{}\"{backend}\"", if index > 0 { ", " } else { "" })?;
-        }
-        // The comments on top name the placeholders, and stay as they are.
-        let filled = self.template().lines().map(|line| {
-            if line.starts_with('#') {
-                return line.to_owned();
+    const fn template(self, mode: Mode) -> &'static str {
+        match (self, mode) {
+            (Self::Homescar | Self::HomescarQuiet, Mode::Tcp) => {
+                include_str!("../peers/homescar-tcp.toml")
             }
-            line.replace("{listen}", &listen.to_string())
-                .replace("{mode}", mode.name())
-                .replace("{more}", mode.more_of_haproxy())
-                .replace("{servers}", &servers)
-                .replace("{backends}", &quoted)
-        });
-        Ok(filled.map(|line| line + "\n").collect())
+            (Self::Homescar | Self::HomescarQuiet, Mode::Http) => {
+                include_str!("../peers/homescar-http.toml")
+            }
+            (Self::Haproxy | Self::HaproxyLog, Mode::Tcp) => {
+                include_str!("../peers/haproxy-tcp.cfg")
+            }
+            (Self::Haproxy | Self::HaproxyLog, Mode::Http) => {
+                include_str!("../peers/haproxy-http.cfg")
+            }
+            (Self::Nginx, Mode::Tcp) => include_str!("../peers/nginx-tcp.conf"),
+            (Self::Nginx, Mode::Http) => include_str!("../peers/nginx-http.conf"),
+            (Self::Envoy, Mode::Tcp) => include_str!("../peers/envoy-tcp.yaml"),
+            (Self::Envoy, Mode::Http) => include_str!("../peers/envoy-http.yaml"),
+            (Self::None, _) => "",
+        }
     }
 }
 
@@ -88,21 +71,85 @@ pub(crate) enum Mode {
     Http,
 }
 
-impl Mode {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Http => "http",
-        }
-    }
+/// What is filled in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blanks<'a> {
+    pub(crate) mode: Mode,
+    pub(crate) tls: bool,
+    pub(crate) listen: SocketAddr,
+    pub(crate) backends: &'a [SocketAddr],
+    /// A folder of its own, with the certificate.
+    pub(crate) dir: &'a str,
+    /// Something will happen to it.
+    pub(crate) event: bool,
+    /// What the backends run, where they are workers.
+    pub(crate) server: Option<&'a str>,
+}
 
-    /// What haproxy does only when it is told to, and homescar always.
-    const fn more_of_haproxy(self) -> &'static str {
-        match self {
-            Self::Tcp => "",
-            Self::Http => "    option forwardfor\n    http-reuse always",
+impl Blanks<'_> {
+    /// The configuration of a peer.
+    pub(crate) fn fill(self, kind: Kind) -> Outcome<String> {
+        let marks = [
+            ("{tls}", self.tls),
+            ("{plain}", !self.tls),
+            ("{log}", kind.has_log()),
+            ("{quiet}", !kind.has_log()),
+            ("{event}", self.event),
+            ("{workers}", self.server.is_some()),
+            ("{backend}", self.server.is_none()),
+        ];
+        let [mut haproxy, mut nginx, mut envoy] = [const { String::new() }; 3];
+        for (index, backend) in self.backends.iter().enumerate() {
+            writeln!(haproxy, "    server s{index} {backend}")?;
+            writeln!(nginx, "        server {backend};")?;
+            let (host, port) = (backend.ip(), backend.port());
+            writeln!(
+                envoy,
+                "        - endpoint: {{ address: {{ socket_address: {{ address: \"{host}\", port_value: {port} }} }} }}"
+            )?;
         }
+        let quoted: Vec<String> = self.backends.iter().map(|it| format!("\"{it}\"")).collect();
+        let mut filled = String::new();
+        for line in kind.template(self.mode).lines() {
+            let text = line.trim_start();
+            let indent = &line[..line.len() - text.len()];
+            let mark = marks.iter().find(|(mark, _)| text.starts_with(mark));
+            let text = match mark {
+                Some((_, false)) => continue,
+                Some((mark, true)) => text[mark.len()..].strip_prefix(' ').unwrap_or_default(),
+                None => text,
+            };
+            let text = text
+                .replace("{listen}", &self.listen.to_string())
+                .replace("{host}", &self.listen.ip().to_string())
+                .replace("{port}", &self.listen.port().to_string())
+                .replace("{dir}", self.dir)
+                .replace("{server}", self.server.unwrap_or_default())
+                .replace("{backends}", &quoted.join(", "))
+                .replace("{servers}", haproxy.trim_end())
+                .replace("{nginx}", nginx.trim_end())
+                .replace("{envoy}", envoy.trim_end());
+            writeln!(filled, "{indent}{text}")?;
+        }
+        Ok(filled)
     }
+}
+
+/// Where the proxies are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Programs {
+    /// The homescar to measure; the one built with this benchmark when not given.
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_homescar"))]
+    homescar: PathBuf,
+    /// The haproxy to measure.
+    #[arg(long, default_value = "/usr/sbin/haproxy")]
+    haproxy: PathBuf,
+    /// The nginx to measure.
+    #[arg(long, default_value = "/usr/sbin/nginx")]
+    nginx: PathBuf,
+    /// The Envoy to measure, where `bench/run` has installed it.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench/envoy"))]
+    envoy: PathBuf,
 }
 
 /// A proxy that is installed.
@@ -111,120 +158,53 @@ pub(crate) struct Peer {
     pub(crate) kind: Kind,
     /// What it says when asked for its version.
     pub(crate) version: String,
-    program: PathBuf,
+    pub(crate) program: PathBuf,
 }
 
 impl Peer {
-    pub(crate) fn find(kind: Kind, arguments: &Arguments) -> Outcome<Self> {
-        let (program, ask) = if kind.is_haproxy() {
-            (&arguments.haproxy, "-v")
-        } else {
-            (&arguments.homescar, "--version")
+    pub(crate) fn find(kind: Kind, programs: &Programs) -> Outcome<Self> {
+        let (program, ask) = match kind {
+            Kind::Homescar | Kind::HomescarQuiet => (&programs.homescar, "--version"),
+            Kind::Haproxy | Kind::HaproxyLog => (&programs.haproxy, "-v"),
+            Kind::Nginx => (&programs.nginx, "-v"),
+            Kind::Envoy => (&programs.envoy, "--version"),
+            Kind::None => (&PathBuf::new(), ""),
         };
-        let version = output_of(&program.to_string_lossy(), &[ask])?;
+        let version = match kind {
+            Kind::None => "clients straight to the backends".to_owned(),
+            _ => output_of(&program.to_string_lossy(), &[ask])?,
+        };
+        // Envoy's first word is its path.
+        let version = match version.split_once("version: ") {
+            Some((_, version)) if kind == Kind::Envoy => version.to_owned(),
+            _ => version,
+        };
         Ok(Self {
             kind,
             version,
-            program: program.clone(),
+            program: fs::canonicalize(program).unwrap_or_else(|_| program.clone()),
         })
     }
 
-    /// Starts it on the proxy's CPU, and returns when a message came back through it.
-    pub(crate) async fn start(
-        &self,
-        mode: Mode,
-        cpus: Cpus,
-        backends: &[SocketAddr],
-    ) -> Outcome<Proxy> {
-        let dir = tempfile::tempdir()?;
-        let listen = free_address()?;
-        let config = dir.path().join("config");
-        fs::write(&config, self.kind.config(mode, listen, backends)?)?;
-        cpus.take_proxy()?;
-        let spawned = self.spawn(&config, &dir.path().join("log"));
-        cpus.take_load()?;
-        let mut proxy = Proxy {
-            child: spawned?,
-            listen,
-            dir,
+    /// How it is told to read its configuration and to stay in the foreground.
+    pub(crate) fn words(&self, config: &str, event: bool) -> Vec<String> {
+        let words: &[&str] = match self.kind {
+            Kind::Homescar | Kind::HomescarQuiet => &["serve", "-c", config],
+            // As a master, as which it can be told to reload.
+            Kind::Haproxy | Kind::HaproxyLog if event => &["-W", "-db", "-f", config],
+            Kind::Haproxy | Kind::HaproxyLog => &["-db", "-f", config],
+            Kind::Nginx => &["-c", config],
+            Kind::Envoy => &[
+                "--concurrency",
+                "1",
+                "--disable-hot-restart",
+                "-l",
+                "warning",
+                "-c",
+                config,
+            ],
+            Kind::None => &[],
         };
-        proxy.answers(mode).await?;
-        Ok(proxy)
+        words.iter().map(|&word| word.to_owned()).collect()
     }
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a benchmark has no supervisor to spawn with"
-    )]
-    fn spawn(&self, config: &Path, log: &Path) -> Outcome<Child> {
-        let log = File::create(log)?;
-        let mut command = Command::new(&self.program);
-        if self.kind.is_haproxy() {
-            command.args(["-db", "-f"]).arg(config);
-        } else {
-            command.args(["serve", "-c"]).arg(config);
-        }
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        command
-            .spawn()
-            .map_err(|error| format!("cannot start {}: {error}", self.program.display()).into())
-    }
-}
-
-/// A running proxy; it ends when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Proxy {
-    child: Child,
-    /// Where it takes clients.
-    pub(crate) listen: SocketAddr,
-    dir: TempDir,
-}
-
-impl Proxy {
-    pub(crate) fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
-    }
-
-    async fn answers(&mut self, mode: Mode) -> Outcome {
-        let deadline = Instant::now() + START_TIMEOUT;
-        let nobody = Tally::new(0);
-        loop {
-            let attempt = async {
-                match mode {
-                    Mode::Tcp => client::one_round_trip(self.listen, &nobody).await,
-                    Mode::Http => http::one_request(self.listen, &nobody).await.map(drop),
-                }
-            };
-            let error = match timeout(Duration::from_secs(1), attempt).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "no answer".to_owned(),
-            };
-            let ended = self.child.try_wait()?;
-            if ended.is_some() || Instant::now() >= deadline {
-                let said = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-                let state = ended.map_or_else(|| "runs".to_owned(), |status| status.to_string());
-                return Err(
-                    format!("it does not answer ({error}; it {state}); it said:\n{said}").into(),
-                );
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // Both fail only for a process that is already gone.
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-/// haproxy takes no port 0, so a free one is found beforehand.
-fn free_address() -> Outcome<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }

@@ -1,14 +1,15 @@
-//! What was measured, as a table in Markdown.
+//! What was measured: for a reader as a table, for `bench/report.py` as JSON.
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::{
+    latency::Latencies,
     machine::Usage,
     peer::{Kind, Peer},
+    row::Spec,
 };
-
-/// From this share of its CPU on, a side could not have done more.
-const SATURATED: f64 = 0.95;
 
 /// What happened while the proxy was measured.
 #[derive(Clone, Copy, Debug)]
@@ -19,45 +20,76 @@ pub(crate) struct Load {
     pub(crate) proxy: Usage,
     /// What the clients and backends used.
     pub(crate) load: Usage,
+    /// What all CPUs together were busy.
+    pub(crate) machine: Duration,
     /// How long it took.
     pub(crate) wall: Duration,
 }
 
 impl Load {
-    /// The proxy's CPU for so many units, in so many parts of a second.
-    pub(crate) fn sample(
-        self,
-        row: &str,
-        unit: &'static str,
-        units: f64,
-        parts_of_second: f64,
-    ) -> Sample {
-        let done = self.units as f64 / units;
-        let cost = self.proxy.cpu.as_secs_f64() * parts_of_second / done;
+    /// The CPU of a unit, in microseconds, or of a gigabyte, in milliseconds.
+    pub(crate) fn sample(self, spec: Spec, latencies: &Latencies) -> Sample {
+        let (done, scale, unit) = match spec.work.is_bulk() {
+            true => (self.units as f64 / 1e9, 1e3, "ms"),
+            false => (self.units as f64, 1e6, "µs"),
+        };
+        let each = |cpu: Duration| cpu.as_secs_f64() * scale / done;
+        let took = |share| match spec.work.is_bulk() {
+            true => None,
+            false => latencies.percentile(share),
+        };
+        let waiting = self.proxy.kept_waiting(self.wall);
+        let unit = format!("{unit} a {}", spec.work.unit());
         Sample {
-            load: Some((done, self)),
-            ..Sample::new(row.to_owned(), unit, cost)
+            machine: Some(each(self.machine)),
+            rate: Some(done / self.wall.as_secs_f64()),
+            p50: took(0.5),
+            p99: took(0.99),
+            p999: took(0.999),
+            proxy_busy: Some(self.proxy.busy(self.wall)),
+            load_busy: Some(self.load.busy(self.wall)),
+            waiting: Some(waiting.max(self.load.kept_waiting(self.wall))),
+            ..Sample::new(spec.name, &unit, each(self.proxy.cpu))
         }
     }
 }
 
-/// One figure of one round.
-#[derive(Clone, Debug)]
+/// One figure of one round, and what belongs to it.
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sample {
     row: String,
-    unit: &'static str,
+    unit: String,
+    /// Of the proxy, in `unit`.
     cost: f64,
-    load: Option<(f64, Load)>,
+    /// Of the whole machine, in `unit`.
+    machine: Option<f64>,
+    /// Units a second.
+    rate: Option<f64>,
+    /// Within which time a half, 99 % and 99.9 % of the units were done, in microseconds.
+    p50: Option<f64>,
+    p99: Option<f64>,
+    p999: Option<f64>,
+    /// Shares of the time.
+    proxy_busy: Option<f64>,
+    load_busy: Option<f64>,
+    waiting: Option<f64>,
     note: Option<String>,
 }
 
 impl Sample {
-    pub(crate) const fn new(row: String, unit: &'static str, cost: f64) -> Self {
+    pub(crate) fn new(row: &str, unit: &str, cost: f64) -> Self {
         Self {
-            row,
-            unit,
+            row: row.to_owned(),
+            unit: unit.to_owned(),
             cost,
-            load: None,
+            machine: None,
+            rate: None,
+            p50: None,
+            p99: None,
+            p999: None,
+            proxy_busy: None,
+            load_busy: None,
+            waiting: None,
             note: None,
         }
     }
@@ -72,157 +104,50 @@ impl Sample {
 }
 
 /// All figures of all rounds.
-#[derive(Debug, Default)]
-pub(crate) struct Report(Vec<(Kind, Sample)>);
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    facts: String,
+    seconds: f64,
+    rounds: usize,
+    peers: Vec<Version>,
+    samples: Vec<Measured>,
+}
+
+#[derive(Debug, Serialize)]
+struct Version {
+    peer: &'static str,
+    version: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    peer: &'static str,
+    round: usize,
+    #[serde(flatten)]
+    sample: Sample,
+}
 
 impl Report {
-    pub(crate) fn add(&mut self, peer: Kind, samples: Vec<Sample>) {
-        self.0
-            .extend(samples.into_iter().map(|sample| (peer, sample)));
-    }
-
-    #[expect(clippy::print_stdout, reason = "the table is what this program is for")]
-    pub(crate) fn print(&self, facts: &str, peers: &[Peer]) {
-        println!("{facts}\n");
-        for peer in peers {
-            println!("- {}: {}", peer.kind.name(), peer.version);
-        }
-        println!(
-            "\n| row | unit | peer | median (min–max) | ÷ haproxy (min–max) | a second | proxy's CPU | load's CPU | kept waiting | full |"
-        );
-        println!("|---|---|---|---|---|---|---|---|---|---|");
-        for (row, unit) in self.rows() {
-            for peer in peers {
-                let samples = self.of(row, peer.kind);
-                if !samples.is_empty() {
-                    println!(
-                        "| {row} | {unit} | {} |{}",
-                        peer.kind.name(),
-                        self.line(&samples)
-                    );
-                }
-            }
-        }
-        for (row, _) in self.rows() {
-            for peer in peers {
-                if let Some(note) = self
-                    .of(row, peer.kind)
-                    .last()
-                    .and_then(|it| it.note.as_ref())
-                {
-                    println!("\n{row}, {}: {note}", peer.kind.name());
-                }
-            }
-        }
-    }
-
-    /// Rows in the order in which they were measured.
-    fn rows(&self) -> Vec<(&str, &str)> {
-        let mut rows = Vec::new();
-        for (_, sample) in &self.0 {
-            let row = (sample.row.as_str(), sample.unit);
-            if !rows.contains(&row) {
-                rows.push(row);
-            }
-        }
-        rows
-    }
-
-    /// The samples of a row with a peer, a round each.
-    fn of(&self, row: &str, peer: Kind) -> Vec<&Sample> {
-        let of_both = |(kind, sample): &&(Kind, Sample)| *kind == peer && sample.row == row;
-        self.0
-            .iter()
-            .filter(of_both)
-            .map(|(_, sample)| sample)
-            .collect()
-    }
-
-    /// The cells of a peer's line, behind its name.
-    fn line(&self, samples: &[&Sample]) -> String {
-        let costs = Spread::of(samples.iter().map(|sample| sample.cost));
-        // A round's ratio is to haproxy in the same round.
-        let haproxy = self.of(&samples[0].row, Kind::Haproxy);
-        let ratios = samples
-            .iter()
-            .zip(&haproxy)
-            .map(|(ours, theirs)| ours.cost / theirs.cost);
-        let ratio = if haproxy.is_empty() {
-            "–".to_owned()
-        } else {
-            Spread::of(ratios).show(|ratio| format!("{ratio:.2}"))
-        };
-        let cost = costs.show(significant);
-        let loads: Vec<(f64, Load)> = samples.iter().filter_map(|sample| sample.load).collect();
-        if loads.is_empty() {
-            return format!(" {cost} | {ratio} | | | | | |");
-        }
-        let median = |of: &dyn Fn(&(f64, Load)) -> f64| Spread::of(loads.iter().map(of)).median;
-        let rate = median(&|(done, load)| done / load.wall.as_secs_f64());
-        let proxy = median(&|(_, load)| load.proxy.busy(load.wall));
-        let clients = median(&|(_, load)| load.load.busy(load.wall));
-        let waiting = median(&|(_, load)| {
-            load.proxy
-                .kept_waiting(load.wall)
-                .max(load.load.kept_waiting(load.wall))
-        });
-        let full = match (proxy >= SATURATED, clients >= SATURATED) {
-            (true, true) => "both",
-            (true, false) => "proxy",
-            (false, true) => "load",
-            (false, false) => "neither",
-        };
-        let [proxy, clients, waiting] = [proxy, clients, waiting].map(percent);
-        let rate = significant(rate);
-        format!(" {cost} | {ratio} | {rate} | {proxy} | {clients} | {waiting} | {full} |")
-    }
-}
-
-/// The middle of some figures, and how far they go.
-#[derive(Clone, Copy, Debug)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Spread {
-    /// Of at least one figure.
-    fn of(figures: impl Iterator<Item = f64>) -> Self {
-        let mut sorted: Vec<f64> = figures.collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        let (last, half) = (sorted.len() - 1, sorted.len() / 2);
-        let median = if sorted.len() % 2 == 1 {
-            sorted[half]
-        } else {
-            f64::midpoint(sorted[half - 1], sorted[half])
+    pub(crate) fn new(facts: String, seconds: f64, rounds: usize, peers: &[Peer]) -> Self {
+        let version = |peer: &Peer| Version {
+            peer: peer.kind.name(),
+            version: peer.version.clone(),
         };
         Self {
-            median,
-            min: sorted[0],
-            max: sorted[last],
+            facts,
+            seconds,
+            rounds,
+            peers: peers.iter().map(version).collect(),
+            samples: Vec::new(),
         }
     }
 
-    fn show(self, figure: impl Fn(f64) -> String) -> String {
-        format!(
-            "{} ({}–{})",
-            figure(self.median),
-            figure(self.min),
-            figure(self.max)
-        )
+    pub(crate) fn add(&mut self, peer: Kind, round: usize, samples: Vec<Sample>) {
+        self.samples
+            .extend(samples.into_iter().map(|sample| Measured {
+                peer: peer.name(),
+                round,
+                sample,
+            }));
     }
-}
-
-/// With about three digits that mean something.
-fn significant(figure: f64) -> String {
-    match figure.abs() {
-        size if size >= 100.0 => format!("{figure:.0}"),
-        size if size >= 10.0 => format!("{figure:.1}"),
-        _ => format!("{figure:.2}"),
-    }
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.0} %", share * 100.0)
 }

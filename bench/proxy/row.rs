@@ -1,457 +1,256 @@
-//! The rows: what the proxy is made to do, and what that costs it.
-
-use std::{future::Future, io, rc::Rc, time::Duration};
-
-use tokio::{
-    net::TcpStream,
-    task::JoinSet,
-    time::{Instant, sleep, timeout},
-};
+//! The rows: what the proxy is made to do.
 
 use super::{
-    Outcome,
-    backend::{Backends, Duty},
-    calls,
-    client::{self, Tally},
-    http,
-    machine::{Cpus, Usage, most_connections, pss_kib},
-    pattern::Pattern,
-    peer::{Mode, Peer, Proxy},
-    report::{Load, Sample},
+    peer::{Kind, Mode},
+    tls::Tls,
 };
-
-/// Connections that play ping-pong.
-const PING_PONG: u64 = 64;
-/// Clients that connect and close in turn.
-const SHORT: u64 = 32;
-/// Connections that carry bulk.
-const BULK: u64 = 4;
-/// Connections that are idle, where the descriptors suffice.
-const IDLE: u64 = 4000;
-/// Idle connections that are being opened, or carry bytes, at one time.
-const AT_ONCE: u64 = 64;
-/// What passes through each idle connection before it is measured again.
-const PASSED: usize = 64 * 1024;
-/// Round trips, or connections, whose system calls are counted.
-const COUNTED: u64 = 2000;
-
-/// For whatever must happen soon.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Something to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Row {
-    /// CPU of a 64-byte round trip, on 64 connections.
+    /// A 64-byte round trip, on 64 connections.
     TcpRr,
-    /// CPU of a connection with one round trip.
+    /// The same on one connection.
+    TcpRrC1,
+    /// A round trip of 16 KiB, on 64 connections.
+    #[value(name = "tcp-rr-16k")]
+    TcpRr16k,
+    /// A connection with one round trip of 64 bytes.
     TcpCrr,
-    /// CPU of a gigabyte from the backends to the clients, on 4 connections.
-    TcpDown,
-    /// CPU of a gigabyte from the clients to the backends, on 4 connections.
+    /// A gigabyte from the clients to the backends, on 4 connections.
     TcpUp,
-    /// Memory of an idle connection, of 4,000.
+    /// A gigabyte from the backends to the clients, on 4 connections.
+    TcpDown,
+    /// Memory of an idle connection.
     IdleTcp,
-    /// CPU of a request over HTTP/1.1, on 64 connections that are kept.
+    /// A request over HTTP/1.1 with an answer of 64 bytes, on 64 connections that are kept.
     HttpRr,
-    /// CPU of a connection with one request.
+    /// The same with an answer of 16 KiB.
+    #[value(name = "http-rr-16k")]
+    HttpRr16k,
+    /// A connection with one request.
     HttpCrr,
-    /// Memory of a connection that is idle after a request, of 4,000.
+    /// Memory of a connection that is idle after a request.
     IdleHttp,
-    /// System calls of a request on a kept connection; needs strace.
-    CallsHttp,
+    /// A message and its answer over a WebSocket, 64 of them.
+    WsRr,
+    /// Memory of a WebSocket that is idle after a message.
+    IdleWs,
+    /// http-rr over TLS.
+    HttpsRr,
+    /// A request over HTTP/2 and TLS, on 16 connections of 4 streams.
+    H2Rr,
+    /// A connection over TLS with a full handshake and one round trip.
+    TlsFull,
+    /// A connection over TLS with a resumed session and one round trip.
+    TlsResumed,
+    /// tcp-rr over TLS.
+    TlsRr,
+    /// tcp-down over TLS.
+    TlsDown,
+    /// Memory of a connection over TLS that is idle after a message.
+    IdleTls,
     /// System calls of a 64-byte round trip; needs strace.
     CallsRr,
     /// System calls of a connection with one round trip; needs strace.
     CallsCrr,
+    /// System calls of a request on a kept connection; needs strace.
+    CallsHttp,
+    /// The same configuration is read again under load.
+    Reload,
+    /// A backend is taken out of the configuration under load.
+    Remove,
+    /// A worker dies under load.
+    Restart,
 }
+
+/// What clients and backends do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Round trips of so many bytes on so many connections.
+    RoundTrips { connections: u64, bytes: usize },
+    /// Connections with one round trip.
+    Short,
+    /// Bulk to the backends.
+    Up,
+    /// Bulk from the backends.
+    Down,
+    /// Requests with answers of so many bytes.
+    Requests { body: usize },
+    /// Connections with one request.
+    ShortRequests,
+    /// Requests over HTTP/2.
+    Http2,
+    /// Messages over WebSockets.
+    Messages,
+}
+
+/// What is found out about the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Measure {
+    /// What a unit of it costs.
+    Cpu,
+    /// What a connection holds that has done one unit of it.
+    Memory,
+    /// The system calls of a unit.
+    Calls,
+    /// What clients notice of it.
+    Event(Event),
+}
+
+/// What happens to a proxy under load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It reads the same configuration again.
+    Reload,
+    /// It reads one in which the last of the backends is gone.
+    Remove,
+    /// A worker is killed, and started again: by homescar itself, behind others by who supervises it.
+    Restart,
+}
+
+/// A row in full.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
+    pub(crate) mode: Mode,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) work: Work,
+    pub(crate) measure: Measure,
+}
+
+const PING_PONG: Work = Work::RoundTrips {
+    connections: 64,
+    bytes: 64,
+};
 
 impl Row {
-    /// What is measured when no row is named.
-    pub(crate) const MEASURED: &[Self] = &[
+    /// All of them.
+    pub(crate) const ALL: &[Self] = &[
         Self::TcpRr,
+        Self::TcpRrC1,
+        Self::TcpRr16k,
         Self::TcpCrr,
-        Self::TcpDown,
         Self::TcpUp,
+        Self::TcpDown,
         Self::IdleTcp,
         Self::HttpRr,
+        Self::HttpRr16k,
         Self::HttpCrr,
         Self::IdleHttp,
+        Self::WsRr,
+        Self::IdleWs,
+        Self::HttpsRr,
+        Self::H2Rr,
+        Self::TlsFull,
+        Self::TlsResumed,
+        Self::TlsRr,
+        Self::TlsDown,
+        Self::IdleTls,
+        Self::CallsRr,
+        Self::CallsCrr,
+        Self::CallsHttp,
+        Self::Reload,
+        Self::Remove,
+        Self::Restart,
     ];
 
-    pub(crate) const fn name(self) -> &'static str {
+    pub(crate) const fn spec(self) -> Spec {
+        const REQUESTS: Work = Work::Requests { body: 64 };
         match self {
-            Self::TcpRr => "tcp-rr",
-            Self::TcpCrr => "tcp-crr",
-            Self::TcpDown => "tcp-down",
-            Self::TcpUp => "tcp-up",
-            Self::IdleTcp => "idle-tcp",
-            Self::HttpRr => "http-rr",
-            Self::HttpCrr => "http-crr",
-            Self::IdleHttp => "idle-http",
-            Self::CallsHttp => "calls-http",
-            Self::CallsRr => "calls-rr",
-            Self::CallsCrr => "calls-crr",
+            Self::TcpRr => Spec::tcp("tcp-rr", PING_PONG),
+            Self::TcpRrC1 => Spec::tcp("tcp-rr-c1", round_trips(1, 64)),
+            Self::TcpRr16k => Spec::tcp("tcp-rr-16k", round_trips(64, 16 * 1024)),
+            Self::TcpCrr => Spec::tcp("tcp-crr", Work::Short),
+            Self::TcpUp => Spec::tcp("tcp-up", Work::Up),
+            Self::TcpDown => Spec::tcp("tcp-down", Work::Down),
+            Self::IdleTcp => Spec::tcp("idle-tcp", PING_PONG).of(Measure::Memory),
+            Self::HttpRr => Spec::http("http-rr", REQUESTS),
+            Self::HttpRr16k => Spec::http("http-rr-16k", Work::Requests { body: 16 * 1024 }),
+            Self::HttpCrr => Spec::http("http-crr", Work::ShortRequests),
+            Self::IdleHttp => Spec::http("idle-http", REQUESTS).of(Measure::Memory),
+            Self::WsRr => Spec::http("ws-rr", Work::Messages),
+            Self::IdleWs => Spec::http("idle-ws", Work::Messages).of(Measure::Memory),
+            Self::HttpsRr => Spec::http("https-rr", REQUESTS).over(Some("http/1.1"), false),
+            Self::H2Rr => Spec::http("h2-rr", Work::Http2).over(Some("h2"), false),
+            Self::TlsFull => Spec::tcp("tls-full", Work::Short).over(None, false),
+            Self::TlsResumed => Spec::tcp("tls-resumed", Work::Short).over(None, true),
+            Self::TlsRr => Spec::tcp("tls-rr", PING_PONG).over(None, false),
+            Self::TlsDown => Spec::tcp("tls-down", Work::Down).over(None, false),
+            Self::IdleTls => Spec::tcp("idle-tls", PING_PONG)
+                .over(None, false)
+                .of(Measure::Memory),
+            Self::CallsRr => Spec::tcp("calls-rr", PING_PONG).of(Measure::Calls),
+            Self::CallsCrr => Spec::tcp("calls-crr", Work::Short).of(Measure::Calls),
+            Self::CallsHttp => Spec::http("calls-http", REQUESTS).of(Measure::Calls),
+            Self::Reload => event("reload", Event::Reload),
+            Self::Remove => event("remove", Event::Remove),
+            Self::Restart => event("restart", Event::Restart),
+        }
+    }
+}
+
+impl Spec {
+    const fn tcp(name: &'static str, work: Work) -> Self {
+        Self {
+            name,
+            mode: Mode::Tcp,
+            tls: None,
+            work,
+            measure: Measure::Cpu,
         }
     }
 
-    const fn mode(self) -> Mode {
+    const fn http(name: &'static str, work: Work) -> Self {
+        Self {
+            mode: Mode::Http,
+            ..Self::tcp(name, work)
+        }
+    }
+
+    const fn over(self, alpn: Option<&'static str>, resumes: bool) -> Self {
+        Self {
+            tls: Some(Tls { alpn, resumes }),
+            ..self
+        }
+    }
+
+    const fn of(self, measure: Measure) -> Self {
+        Self { measure, ..self }
+    }
+
+    /// Whether a peer can be asked for it: where there is no proxy there is only CPU to measure, and
+    /// Envoy is changed by other means than its file and a signal.
+    pub(crate) const fn is_for(self, peer: Kind) -> bool {
+        match self.measure {
+            Measure::Cpu => true,
+            Measure::Memory | Measure::Calls => !matches!(peer, Kind::None),
+            Measure::Event(_) => !matches!(peer, Kind::None | Kind::Envoy),
+        }
+    }
+}
+
+impl Work {
+    pub(crate) const fn unit(self) -> &'static str {
         match self {
-            Self::HttpRr | Self::HttpCrr | Self::IdleHttp | Self::CallsHttp => Mode::Http,
-            _ => Mode::Tcp,
+            Self::RoundTrips { .. } => "round trip",
+            Self::Messages => "message and its answer",
+            Self::Short | Self::ShortRequests => "connection",
+            Self::Up | Self::Down => "GB",
+            Self::Requests { .. } | Self::Http2 => "request",
         }
+    }
+
+    /// Bulk is counted in bytes, all else in units.
+    pub(crate) const fn is_bulk(self) -> bool {
+        matches!(self, Self::Up | Self::Down)
     }
 }
 
-type Clients = JoinSet<io::Result<()>>;
-
-/// Everything but the proxy.
-#[derive(Debug)]
-pub(crate) struct Bench {
-    cpus: Cpus,
-    measured: Duration,
-    backends: Backends,
-    pattern: Rc<Pattern>,
+const fn event(name: &'static str, event: Event) -> Spec {
+    Spec::tcp(name, Work::Short).of(Measure::Event(event))
 }
 
-impl Bench {
-    /// Starts the backends.
-    pub(crate) fn start(cpus: Cpus, measured: Duration) -> Outcome<Self> {
-        let pattern = Rc::new(Pattern::new());
-        let backends = Backends::start(Rc::clone(&pattern))?;
-        Ok(Self {
-            cpus,
-            measured,
-            backends,
-            pattern,
-        })
-    }
-
-    /// Measures one row with a proxy of its own, once.
-    pub(crate) async fn measure(&self, row: Row, peer: &Peer) -> Outcome<Vec<Sample>> {
-        let (mode, addresses) = (row.mode(), &self.backends.addresses);
-        self.backends.seen.duty.set(match mode {
-            Mode::Tcp => Duty::Echo,
-            Mode::Http => Duty::Http,
-        });
-        let proxy = peer.start(mode, self.cpus, addresses).await?;
-        if mode == Mode::Tcp {
-            self.quiet().await?;
-        }
-        let samples = match row {
-            Row::TcpRr => vec![self.ping_pong(&proxy).await?],
-            Row::TcpCrr => vec![self.short(&proxy).await?],
-            Row::TcpDown => vec![self.down(&proxy).await?],
-            Row::TcpUp => vec![self.up(&proxy).await?],
-            Row::IdleTcp => self.idle(&proxy).await?,
-            Row::HttpRr => vec![self.requests(&proxy).await?],
-            Row::HttpCrr => vec![self.short_requests(&proxy).await?],
-            Row::IdleHttp => vec![self.idle_http(&proxy).await?],
-            Row::CallsHttp => vec![self.calls_of_requests(&proxy).await?],
-            Row::CallsRr => vec![self.calls_of_ping_pong(&proxy).await?],
-            Row::CallsCrr => vec![self.calls_of_short(&proxy).await?],
-        };
-        self.backends.seen.check()?;
-        drop(proxy);
-        self.quiet().await?;
-        Ok(samples)
-    }
-
-    async fn ping_pong(&self, proxy: &Proxy) -> Outcome<Sample> {
-        let (tally, clients) = self.start_ping_pong(proxy).await?;
-        let load = self
-            .window(proxy, clients, &tally, || tally.done.get())
-            .await?;
-        Ok(load.sample("tcp-rr", "µs a round trip", 1.0, 1e6))
-    }
-
-    async fn start_ping_pong(&self, proxy: &Proxy) -> Outcome<(Rc<Tally>, Clients)> {
-        let tally = Rc::new(Tally::new(u64::MAX));
-        let mut clients = JoinSet::new();
-        for stream in self.open(proxy, PING_PONG).await? {
-            let tally = Rc::clone(&tally);
-            clients.spawn_local(async move { client::round_trips(stream, tally).await.map(drop) });
-        }
-        Ok((tally, clients))
-    }
-
-    /// Opens connections, to the backends and back.
-    async fn open(&self, proxy: &Proxy, count: u64) -> Outcome<Vec<TcpStream>> {
-        let open = client::open(proxy.listen, count, AT_ONCE).await?;
-        self.until("the backends have all connections", || {
-            self.backends.seen.open.get() == count
-        })
-        .await?;
-        Ok(open)
-    }
-
-    async fn short(&self, proxy: &Proxy) -> Outcome<Sample> {
-        let (tally, clients) = start_short(proxy, u64::MAX);
-        let load = self
-            .window(proxy, clients, &tally, || tally.done.get())
-            .await?;
-        Ok(load.sample("tcp-crr", "µs a connection", 1.0, 1e6))
-    }
-
-    async fn down(&self, proxy: &Proxy) -> Outcome<Sample> {
-        self.backends.seen.duty.set(Duty::Send);
-        let download = |stream, tally| client::download(stream, Rc::clone(&self.pattern), tally);
-        let (tally, clients) = start_bulk(proxy, download).await?;
-        let load = self
-            .window(proxy, clients, &tally, || tally.done.get())
-            .await?;
-        Ok(load.sample("tcp-down", "ms a GB", 1e9, 1e3))
-    }
-
-    async fn up(&self, proxy: &Proxy) -> Outcome<Sample> {
-        self.backends.seen.duty.set(Duty::Receive);
-        let upload = |stream, tally| client::upload(stream, Rc::clone(&self.pattern), tally);
-        let (tally, clients) = start_bulk(proxy, upload).await?;
-        let received = || self.backends.seen.received.get();
-        let load = self.window(proxy, clients, &tally, received).await?;
-        Ok(load.sample("tcp-up", "ms a GB", 1e9, 1e3))
-    }
-
-    async fn idle(&self, proxy: &Proxy) -> Outcome<Vec<Sample>> {
-        let (tally, clients) = self.start_ping_pong(proxy).await?;
-        self.window(proxy, clients, &tally, || tally.done.get())
-            .await?;
-        self.quiet().await?;
-        let empty = settled_kib(proxy).await?;
-
-        let count = IDLE.min(most_connections()?);
-        let mut open = self.open(proxy, count).await?;
-        let fresh = settled_kib(proxy).await?;
-
-        let mut passing = JoinSet::new();
-        let mut passed = Vec::new();
-        while let Some(stream) = open.pop() {
-            passing.spawn_local(client::pass_through(
-                stream,
-                Rc::clone(&self.pattern),
-                PASSED,
-            ));
-            if passing.len() as u64 == AT_ONCE {
-                passed.push(timeout(PATIENCE, client::next(&mut passing)).await???);
-            }
-        }
-        passed.extend(
-            timeout(PATIENCE, passing.join_all())
-                .await?
-                .into_iter()
-                .collect::<io::Result<Vec<_>>>()?,
-        );
-        let used = settled_kib(proxy).await?;
-        if self.backends.seen.open.get() != count {
-            return Err("idle connections were lost".into());
-        }
-        let each = |with: u64| (with as f64 - empty as f64) / count as f64;
-        let unit = "KiB a connection";
-        Ok(vec![
-            Sample::new(format!("idle-tcp ({count})"), unit, each(fresh)),
-            Sample::new(
-                format!("idle-tcp ({count}), 64 KiB passed"),
-                unit,
-                each(used),
-            ),
-        ])
-    }
-
-    async fn requests(&self, proxy: &Proxy) -> Outcome<Sample> {
-        let tally = Rc::new(Tally::new(u64::MAX));
-        let mut clients = JoinSet::new();
-        for stream in client::open(proxy.listen, PING_PONG, AT_ONCE).await? {
-            let tally = Rc::clone(&tally);
-            clients.spawn_local(async move { http::requests(stream, tally).await.map(drop) });
-        }
-        let load = self
-            .window(proxy, clients, &tally, || tally.done.get())
-            .await?;
-        Ok(load.sample("http-rr", "µs a request", 1.0, 1e6))
-    }
-
-    async fn short_requests(&self, proxy: &Proxy) -> Outcome<Sample> {
-        let tally = Rc::new(Tally::new(u64::MAX));
-        let mut clients = JoinSet::new();
-        for _ in 0..SHORT {
-            clients.spawn_local(http::short_connections(proxy.listen, Rc::clone(&tally)));
-        }
-        let load = self
-            .window(proxy, clients, &tally, || tally.done.get())
-            .await?;
-        Ok(load.sample("http-crr", "µs a connection", 1.0, 1e6))
-    }
-
-    async fn idle_http(&self, proxy: &Proxy) -> Outcome<Sample> {
-        self.requests(proxy).await?;
-        let empty = settled_kib(proxy).await?;
-        let count = IDLE.min(most_connections()?);
-        let tally = Rc::new(Tally::new(count));
-        let mut asking = JoinSet::new();
-        let mut open = Vec::new();
-        for client in 0..count {
-            if client >= AT_ONCE {
-                open.push(client::next(&mut asking).await??);
-            }
-            let (to, tally) = (proxy.listen, Rc::clone(&tally));
-            asking.spawn_local(async move { http::one_request(to, &tally).await });
-        }
-        while !asking.is_empty() {
-            open.push(client::next(&mut asking).await??);
-        }
-        let used = settled_kib(proxy).await?;
-        for stream in &open {
-            // Nothing comes, not even an end.
-            let nothing = stream.try_read(&mut [0]).err().map(|error| error.kind());
-            if nothing != Some(io::ErrorKind::WouldBlock) {
-                return Err("idle connections were lost".into());
-            }
-        }
-        let each = (used as f64 - empty as f64) / open.len() as f64;
-        let row = format!("idle-http ({count})");
-        Ok(Sample::new(row, "KiB a connection", each))
-    }
-
-    async fn calls_of_requests(&self, proxy: &Proxy) -> Outcome<Sample> {
-        let tally = Rc::new(Tally::new(COUNTED));
-        let open = client::open(proxy.listen, PING_PONG, AT_ONCE).await?;
-        let counting = calls::Counting::start(proxy.pid()).await?;
-        let mut clients = JoinSet::new();
-        for stream in open {
-            clients.spawn_local(http::requests(stream, Rc::clone(&tally)));
-        }
-        let kept = timeout(PATIENCE, clients.join_all()).await?;
-        let counted = counting.end().await?;
-        kept.into_iter().collect::<io::Result<Vec<TcpStream>>>()?;
-        Ok(counted.sample("calls-http", "calls a request", COUNTED))
-    }
-
-    async fn calls_of_ping_pong(&self, proxy: &Proxy) -> Outcome<Sample> {
-        let tally = Rc::new(Tally::new(COUNTED));
-        let open = self.open(proxy, PING_PONG).await?;
-        let counting = calls::Counting::start(proxy.pid()).await?;
-        // The connections are kept, as their end would be counted too.
-        let mut clients = JoinSet::new();
-        for stream in open {
-            clients.spawn_local(client::round_trips(stream, Rc::clone(&tally)));
-        }
-        let kept = timeout(PATIENCE, clients.join_all()).await?;
-        let counted = counting.end().await?;
-        kept.into_iter().collect::<io::Result<Vec<TcpStream>>>()?;
-        Ok(counted.sample("calls-rr", "calls a round trip", COUNTED))
-    }
-
-    async fn calls_of_short(&self, proxy: &Proxy) -> Outcome<Sample> {
-        let counting = calls::Counting::start(proxy.pid()).await?;
-        let (_tally, clients) = start_short(proxy, COUNTED);
-        for ended in timeout(PATIENCE, clients.join_all()).await? {
-            ended?;
-        }
-        self.quiet().await?;
-        Ok(counting
-            .end()
-            .await?
-            .sample("calls-crr", "calls a connection", COUNTED))
-    }
-
-    /// Warms up, measures, stops the clients and hears how they fared.
-    async fn window(
-        &self,
-        proxy: &Proxy,
-        mut clients: Clients,
-        tally: &Tally,
-        units: impl Fn() -> u64,
-    ) -> Outcome<Load> {
-        undisturbed(&mut clients, self.measured / 4).await?;
-        let began = Instant::now();
-        let units_before = units();
-        let proxy_before = Usage::of_process(proxy.pid())?;
-        let load_before = Usage::of_this_thread()?;
-        undisturbed(&mut clients, self.measured).await?;
-        let load = Load {
-            units: units() - units_before,
-            proxy: Usage::of_process(proxy.pid())?.since(proxy_before),
-            load: Usage::of_this_thread()?.since(load_before),
-            wall: began.elapsed(),
-        };
-        tally.stop();
-        for ended in timeout(PATIENCE, clients.join_all())
-            .await
-            .map_err(|_| "clients hang")?
-        {
-            ended?;
-        }
-        self.backends.seen.check()?;
-        if load.units == 0 {
-            return Err("no work was done".into());
-        }
-        Ok(load)
-    }
-
-    /// Returns when the backends have no connection left.
-    async fn quiet(&self) -> Outcome {
-        self.until("the backends' connections end", || {
-            self.backends.seen.open.get() == 0
-        })
-        .await
-    }
-
-    async fn until(&self, what: &str, is_so: impl Fn() -> bool) -> Outcome {
-        let deadline = Instant::now() + PATIENCE;
-        while !is_so() {
-            if Instant::now() >= deadline {
-                let open = self.backends.seen.open.get();
-                return Err(format!("waited in vain until {what} ({open} open)").into());
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
-    }
-}
-
-fn start_short(proxy: &Proxy, left: u64) -> (Rc<Tally>, Clients) {
-    let tally = Rc::new(Tally::new(left));
-    let mut clients = JoinSet::new();
-    for _ in 0..SHORT {
-        clients.spawn_local(client::short_connections(proxy.listen, Rc::clone(&tally)));
-    }
-    (tally, clients)
-}
-
-async fn start_bulk<F>(
-    proxy: &Proxy,
-    carry: impl Fn(TcpStream, Rc<Tally>) -> F,
-) -> Outcome<(Rc<Tally>, Clients)>
-where
-    F: Future<Output = io::Result<()>> + 'static,
-{
-    let tally = Rc::new(Tally::new(u64::MAX));
-    let mut clients = JoinSet::new();
-    for stream in client::open(proxy.listen, BULK, BULK).await? {
-        clients.spawn_local(carry(stream, Rc::clone(&tally)));
-    }
-    Ok((tally, clients))
-}
-
-/// Lets time pass; a client that ends meanwhile has failed.
-async fn undisturbed(clients: &mut Clients, time: Duration) -> Outcome {
-    match timeout(time, client::next(clients)).await {
-        Err(_) => Ok(()),
-        Ok(ended) => Err(ended?
-            .err()
-            .map_or_else(|| "a client ended".into(), Into::into)),
-    }
-}
-
-/// The memory of the proxy once it no longer changes.
-async fn settled_kib(proxy: &Proxy) -> Outcome<u64> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut before = pss_kib(proxy.pid())?;
-    loop {
-        sleep(Duration::from_millis(300)).await;
-        let now = pss_kib(proxy.pid())?;
-        if now == before || Instant::now() >= deadline {
-            return Ok(now);
-        }
-        before = now;
-    }
+const fn round_trips(connections: u64, bytes: usize) -> Work {
+    Work::RoundTrips { connections, bytes }
 }

@@ -26,6 +26,8 @@ pub mod stats;
 pub use bind::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes};
 pub use carried::Carried;
 pub use door::Door;
+#[cfg(feature = "testing")]
+pub use http::counts;
 #[cfg(fuzzing)]
 pub use http::fuzzing;
 pub use listener::{Listener, Settings};

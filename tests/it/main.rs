@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+mod calls;
 mod capacity;
 mod commands;
 mod config;

@@ -9,6 +9,8 @@ mod body;
 mod buffers;
 mod client;
 mod cookies;
+#[cfg(feature = "testing")]
+pub mod counts;
 mod deadline;
 mod dispatch;
 mod exchange;
