@@ -39,8 +39,8 @@ pub use seats::{Seat, Seats, Waiting};
 pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
 pub use stats::{
-    AffinityStats, CheckResult, CheckStats, ExitKind, StartReason, StateStats, StopReason,
-    WorkerStats,
+    AffinityStats, CheckResult, CheckStats, ExitKind, LagStats, StartReason, StateStats,
+    StopReason, WorkerStats,
 };
 
 use crate::{config, tls::Connector};
