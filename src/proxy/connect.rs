@@ -2,34 +2,32 @@
 //! for one that is full.
 
 mod queue;
+mod upstream;
 
 use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
-    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
     time::{Instant, sleep, timeout_at},
 };
 
+pub(super) use self::upstream::Upstream;
 use super::{
     bind,
     http::pool::Place,
     record::{CloseReason, Home, Journey},
-    relay::Side,
 };
 use crate::{
     affinity::{AffinityKey, SlotId},
-    cluster::{Asker, Cluster, Route, Skip, SlotStats, Snapshot, is_exhaustion},
+    cluster::{Asker, Cluster, Entry, Route, Skip, SlotStats, Snapshot, is_exhaustion},
     config::{Address, Key, OnDown, ProxyVersion},
-    tls::{BackendTlsError, ClientStream},
+    tls::BackendTlsError,
 };
 
 /// Slots that are tried for one connection.
@@ -42,89 +40,14 @@ const MAX_HELD: u64 = 1024;
 /// tried again this often.
 const RETRY: Duration = Duration::from_millis(25);
 
-/// An open connection to a backend.
-#[derive(Debug)]
-pub(super) enum Upstream {
-    /// TCP.
-    Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
-    /// TLS over TCP.
-    Tls(ClientStream<TcpStream>),
-    /// TLS over a Unix socket.
-    TlsUnix(ClientStream<UnixStream>),
-}
-
-/// Calls the same method of whichever stream it is.
-macro_rules! each {
-    ($upstream:expr, $stream:ident => $call:expr) => {
-        match $upstream {
-            Upstream::Tcp($stream) => $call,
-            Upstream::Unix($stream) => $call,
-            Upstream::Tls($stream) => $call,
-            Upstream::TlsUnix($stream) => $call,
-        }
-    };
-}
-
-impl Upstream {
-    const fn is_encrypted(&self) -> bool {
-        match self {
-            Self::Tcp(_) | Self::Unix(_) => false,
-            Self::Tls(_) | Self::TlsUnix(_) => true,
-        }
-    }
-}
-
-impl AsyncRead for Upstream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Upstream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}
-
-impl Side for Upstream {
-    // Some do, and to flush the others costs nothing.
-    const BUFFERS: bool = true;
-
-    fn reset_on_close(&self) {
-        each!(self, stream => stream.reset_on_close());
-    }
-
-    fn was_reset(&self) -> bool {
-        each!(self, stream => stream.was_reset())
-    }
-}
-
 /// The search for a client's backend. It remembers what failed for this client.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
     cluster: &'a Cluster,
     key: AffinityKey,
     /// The client's slot, where it is known otherwise than by the key, and the generation that
-    /// served it last, as far as that is known.
-    home: Option<(SlotId, Option<u32>)>,
+    /// served it last.
+    home: Option<(SlotId, u32)>,
     /// Slots that could not be connected to.
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
@@ -161,7 +84,7 @@ impl<'a> Search<'a> {
     }
 
     /// Tells the client's slot, and the generation that served it last.
-    pub(super) const fn at_home_in(&mut self, home: Option<(SlotId, Option<u32>)>) {
+    pub(super) const fn at_home_in(&mut self, home: Option<(SlotId, u32)>) {
         self.home = home;
     }
 
@@ -239,8 +162,7 @@ impl<'a> Search<'a> {
         journey: &mut Journey,
     ) -> Result<Option<Connected>, CloseReason> {
         let entry = &snapshot.entries[index];
-        let home = self.home.filter(|(slot, _)| *slot == entry.slot.id);
-        let generation = home.and_then(|(_, generation)| generation);
+        let generation = self.generation(entry);
         let Some(backend) = entry.serving(generation) else {
             return Ok(None);
         };
@@ -294,6 +216,12 @@ impl<'a> Search<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// The generation of a slot that has served the client, if what it shows says so.
+    fn generation(&self, entry: &Entry) -> Option<u32> {
+        let home = self.home.filter(|(slot, _)| *slot == entry.slot.id);
+        home.map(|(_, generation)| generation)
     }
 
     fn may_hold(&self) -> bool {

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     affinity::AffinityKey,
+    cluster::key_of_address,
     config::{self, Mode, ProxyVersion},
     tls::ServerStream,
 };
@@ -212,7 +213,7 @@ async fn served<D: Downstream>(
     }
     let key = {
         let snapshot = settings.cluster.load();
-        identify::key(record.client(), &snapshot.config.affinity)
+        key_of_address(record.client().ip(), &snapshot.config.affinity)
     };
     let mut search = Search::new(&settings.cluster, key, listener.holds);
     loop {

@@ -20,6 +20,7 @@ mod direct_counts;
 mod drain;
 mod exhaustion;
 mod explain;
+mod explain_http;
 mod health;
 mod http;
 mod http2_floods;

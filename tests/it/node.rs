@@ -2,6 +2,7 @@
 
 mod crowd;
 mod lag;
+mod polling;
 mod rolling;
 mod upgrade;
 

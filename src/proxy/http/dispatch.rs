@@ -18,7 +18,7 @@ use super::{
     cookies,
     fields::{self, Kind},
     forwarded::{self, Origin},
-    key::Decided,
+    key::identify,
     lesson::Lesson,
     record::RequestRecord,
     refusal::Refusal,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     affinity::AffinityKey,
-    cluster::Cluster,
+    cluster::{Cluster, Giver, Identity},
     config::{self, Key},
 };
 
@@ -43,7 +43,7 @@ pub(super) struct Dispatch {
 #[derive(Debug)]
 pub(super) struct Destination {
     cluster: Cluster,
-    decided: Decided,
+    identity: Identity,
     is_encrypted: bool,
 }
 
@@ -80,7 +80,7 @@ impl Dispatch {
             .settings
             .cluster_for(request.host, request.target)
             .clone();
-        let decided = Decided::of(
+        let identity = identify(
             &cluster.load().config.affinity,
             all,
             request.target,
@@ -89,7 +89,7 @@ impl Dispatch {
             |id| cluster.learned().find(id, Instant::now()),
             now(),
         );
-        record.key = decided.by;
+        record.key = identity.by;
 
         request.write_head(out, origin.from_trusted);
         forwarded::write(out, &request, visitor.client, origin);
@@ -102,7 +102,7 @@ impl Dispatch {
         out.extend_from_slice(b"\r\n");
         let destination = Destination {
             cluster,
-            decided,
+            identity,
             is_encrypted: origin.is_encrypted,
         };
         Ok(Self {
@@ -115,7 +115,7 @@ impl Dispatch {
 impl Destination {
     /// What identifies the client.
     pub(super) const fn key(&self) -> AffinityKey {
-        self.decided.key
+        self.identity.key
     }
 
     /// For the response to begin.
@@ -140,10 +140,8 @@ impl Destination {
 
     /// The search for the backend.
     pub(super) fn search(&self, may_hold: bool, may_reuse: bool) -> Search<'_> {
-        let mut search = Search::new(&self.cluster, self.decided.key, may_hold);
-        let Decided { token, giver, .. } = self.decided;
-        let by_token = token.map(|token| (token.slot, Some(token.generation)));
-        search.at_home_in(by_token.or_else(|| giver.map(|slot| (slot, None))));
+        let mut search = Search::new(&self.cluster, self.identity.key, may_hold);
+        search.at_home_in(self.identity.home());
         search.reuse(may_reuse);
         search
     }
@@ -158,11 +156,17 @@ impl Destination {
 
     /// What watches the response for the id that the client may get with it.
     pub(super) fn lesson(&self, home: &Home) -> Lesson {
-        if !self.decided.is_nameless {
+        if !self.identity.is_nameless {
             return Lesson::default();
         }
         match &self.cluster.load().config.affinity.key {
-            Key::Query(name) => Lesson::new(&self.cluster, name, home.slot().id),
+            Key::Query(name) => {
+                let giver = Giver {
+                    slot: home.slot().id,
+                    generation: home.generation(),
+                };
+                Lesson::new(&self.cluster, name, giver)
+            }
             _ => Lesson::default(),
         }
     }
@@ -172,7 +176,7 @@ impl Destination {
         let Key::Cookie(config) = &snapshot.config.affinity.key else {
             return None;
         };
-        let (token, slot, now) = (self.decided.token, home.slot().id, now());
+        let (token, slot, now) = (self.identity.token, home.slot().id, now());
         let generation = home.generation();
         let is_known = token.is_some_and(|token| snapshot.position_of(token.slot).is_some());
         if !cookies::is_due(token, (slot, generation), is_known, now, config) {
