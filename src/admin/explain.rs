@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     affinity::{AffinityKey, Secrets},
-    cluster::{Asker, Giver, Identity, Route, Shown, Skip, Snapshot, View},
+    cluster::{Asker, Entry, Giver, Identity, Route, Shown, Skip, Snapshot, View},
     config::{Affinity, Key, OnDown},
 };
 
@@ -85,6 +85,14 @@ impl Question {
             found.steps.push(
                 "in mode direct the kernel leads by the same table; who is held waits in the \
                  backlog of the slot's socket"
+                    .into(),
+            );
+        }
+        let lives = |entry: &Entry| !entry.leaving.is_empty();
+        if found.known.is_none() && snapshot.entries.iter().any(lives) {
+            found.steps.push(
+                "while a generation before drains, a client that has a relayed connection there (mode \
+                 tcp) goes there with the next ones too"
                     .into(),
             );
         }

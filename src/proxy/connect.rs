@@ -162,7 +162,7 @@ impl<'a> Search<'a> {
         journey: &mut Journey,
     ) -> Result<Option<Connected>, CloseReason> {
         let entry = &snapshot.entries[index];
-        let generation = self.generation(entry);
+        let generation = self.generation(snapshot, entry);
         let Some(backend) = entry.serving(generation) else {
             return Ok(None);
         };
@@ -218,10 +218,19 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The generation of a slot that has served the client, if what it shows says so.
-    fn generation(&self, entry: &Entry) -> Option<u32> {
+    /// The generation of a slot that has served the client, if that is known: by what it shows, or
+    /// by a connection of it that is relayed there while that generation drains.
+    fn generation(&self, snapshot: &Snapshot, entry: &Entry) -> Option<u32> {
         let home = self.home.filter(|(slot, _)| *slot == entry.slot.id);
+        let by_connection = || {
+            // Who shows none of the others is new.
+            let by_address = snapshot.config.affinity.key == Key::Address;
+            let mut leaving = entry.leaving.iter().filter(|_| by_address);
+            let its_own = leaving.find(|before| before.load.residents.has(self.key));
+            its_own.map(|before| before.generation)
+        };
         home.map(|(_, generation)| generation)
+            .or_else(by_connection)
     }
 
     fn may_hold(&self) -> bool {

@@ -249,6 +249,7 @@ async fn served<D: Downstream>(
             // The worker ended with this connection still in its queue: the client knows nothing.
             Some(slot) if end.reason == CloseReason::BackendReset && end.untouched => {
                 record.journey.home = None;
+                ticket.goes_nowhere();
                 search.note_failure(Arc::clone(&slot.name))?;
             }
             _ => {
