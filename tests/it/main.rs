@@ -34,6 +34,7 @@ mod http_table;
 mod kernel;
 mod languages;
 mod load;
+mod log_stall;
 mod metrics;
 mod node;
 mod operate;
