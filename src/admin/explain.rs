@@ -13,8 +13,8 @@ use super::{
     view::{self, Candidate, Explanation, Outlook, unix_seconds},
 };
 use crate::{
-    affinity::{AffinityKey, Masks, Secrets},
-    cluster::{Asker, Cluster, Route, Skip, Snapshot, View},
+    affinity::{AffinityKey, Secrets},
+    cluster::{Asker, Entry, Giver, Identity, Route, Shown, Skip, Snapshot, View},
     config::{Affinity, Key, OnDown},
 };
 
@@ -75,7 +75,12 @@ impl Question {
     pub(super) fn answer(&self, board: &Board) -> Result<Explanation, Refused> {
         let cluster = board.cluster(self.cluster.as_deref())?;
         let snapshot = cluster.load();
-        let mut found = self.find(&cluster, &snapshot);
+        let mut found = self.find(
+            &snapshot.config.affinity,
+            &snapshot,
+            cluster.secrets().as_deref(),
+            |id| cluster.learned().find(id, Instant::now()),
+        );
         if board.is_direct(cluster.name()) {
             found.steps.push(
                 "in mode direct the kernel leads by the same table; who is held waits in the \
@@ -83,131 +88,104 @@ impl Question {
                     .into(),
             );
         }
+        let lives = |entry: &Entry| !entry.leaving.is_empty();
+        if found.known.is_none() && snapshot.entries.iter().any(lives) {
+            found.steps.push(
+                "while a generation before drains, a client that has a relayed connection there (mode \
+                 tcp) goes there with the next ones too"
+                    .into(),
+            );
+        }
         Ok(self.explain(found, &snapshot, &snapshot.live()))
     }
 
-    fn find(&self, cluster: &Cluster, snapshot: &Snapshot) -> Found {
-        let affinity = &snapshot.config.affinity;
-        match &affinity.key {
-            Key::Address => self.by_address(affinity),
-            Key::Cookie(_) => self.by_cookie(affinity, snapshot, cluster.secrets().as_deref()),
-            Key::Header(name) => self.by_value(affinity, &format!("header {name}"), "header"),
-            Key::Query(name) => self.by_parameter(affinity, name, cluster, snapshot),
-            Key::None => Found {
-                key: AffinityKey::from_bits(fastrand::u32(..)),
-                known: None,
-                generation: None,
-                by: "none",
-                steps: vec!["each connection draws its key anew; this is one draw of many".into()],
-            },
-        }
-    }
-
-    fn by_address(&self, affinity: &Affinity) -> Found {
-        let masks = Masks {
-            v4: affinity.prefix_v4,
-            v6: affinity.prefix_v6,
-        };
-        let step = match self.client {
-            IpAddr::V4(_) => format!(
-                "the key is the first {} bits of the address {}",
-                masks.v4.min(32),
-                self.client
-            ),
-            IpAddr::V6(_) => format!(
-                "the key is a hash of the first {} bits of the address {}",
-                masks.v6.min(128),
-                self.client
-            ),
-        };
-        Found {
-            key: AffinityKey::from_address(self.client, masks, affinity.seed),
-            known: None,
-            generation: None,
-            by: "address",
-            steps: vec![step],
-        }
-    }
-
-    fn by_cookie(
+    /// What identifies the client: found as for one that comes, and told.
+    fn find(
         &self,
         affinity: &Affinity,
         snapshot: &Snapshot,
         secrets: Option<&Secrets>,
+        learned: impl FnOnce(&[u8]) -> Option<Giver>,
     ) -> Found {
-        let mut found = self.by_address(affinity);
-        let Some(text) = &self.cookie else {
-            found
-                .steps
-                .insert(0, "no cookie was told: the address decides".into());
-            return found;
-        };
         let now = unix_seconds(SystemTime::now());
-        let signed = secrets.and_then(|secrets| secrets.read(text.as_bytes(), 0));
-        let step = match signed {
-            None => "the cookie counts for nothing: none of the secrets signed it".to_owned(),
-            Some(token) if token.expires <= now => {
-                let since = now - token.expires;
-                format!("the cookie counts for nothing: it ended {since} s ago")
-            }
-            Some(token) => {
-                found.by = "cookie";
-                found.known = snapshot.position_of(token.slot);
-                found.generation = Some(token.generation);
-                match found.known {
-                    Some(index) => format!(
-                        "the cookie says {}, generation {}",
-                        snapshot.entries[index].slot.name, token.generation
-                    ),
+        let shown = Shown {
+            client: self.client,
+            cookies: self.cookie.iter().map(String::as_bytes),
+            value: self.value.as_deref().map(str::as_bytes),
+        };
+        let identity = Identity::of(affinity, shown, secrets, learned, now);
+        let home = identity.home();
+        let known = home.and_then(|(slot, _)| snapshot.position_of(slot));
+        let name = known.map(|index| &*snapshot.entries[index].slot.name);
+        let mut steps = Vec::new();
+        match &affinity.key {
+            Key::Address => {}
+            Key::Cookie(_) => steps.push(match identity.token {
+                Some(token) => match name {
+                    Some(name) => {
+                        format!("the cookie says {name}, generation {}", token.generation)
+                    }
                     None => "the cookie says a slot that is not there any more".to_owned(),
-                }
+                },
+                None => self.why_no_cookie(secrets, now),
+            }),
+            Key::Header(name) => steps.extend(self.why_no_value(&format!("header {name}"))),
+            Key::Query(name) => steps.extend(self.why_no_value(&format!("parameter {name}"))),
+            Key::None => {
+                steps.push("each connection draws its key anew; this is one draw of many".into());
             }
-        };
-        found.steps.insert(0, step);
-        found
-    }
-
-    fn by_parameter(
-        &self,
-        affinity: &Affinity,
-        name: &str,
-        cluster: &Cluster,
-        snapshot: &Snapshot,
-    ) -> Found {
-        let mut found = self.by_value(affinity, &format!("parameter {name}"), "query");
-        let giver = match &self.value {
-            Some(id) if !id.is_empty() => cluster.learned().find(id.as_bytes(), Instant::now()),
-            _ => None,
-        };
-        if let Some(giver) = giver {
-            found.by = "learned";
-            found.known = snapshot.position_of(giver);
-            found.steps.push(match found.known {
-                Some(index) => {
-                    let slot = &snapshot.entries[index].slot.name;
-                    format!("{slot} gave the client this value, which goes before the key")
-                }
-                None => "a slot that is not there any more gave the client this value".to_owned(),
-            });
         }
-        found
+        steps.extend(self.how_it_hashes(identity.by, affinity));
+        steps.extend(identity.giver.map(|giver| match name {
+            Some(name) => format!(
+                "{name}, generation {}, gave the client this value, which goes before the key",
+                giver.generation
+            ),
+            None => "a slot that is not there any more gave the client this value".to_owned(),
+        }));
+        Found {
+            key: identity.key,
+            known,
+            generation: home.map(|(_, generation)| generation),
+            by: identity.by,
+            steps,
+        }
     }
 
-    fn by_value(&self, affinity: &Affinity, what: &str, by: &'static str) -> Found {
-        match self.value.as_deref() {
-            None | Some("") => {
-                let mut found = self.by_address(affinity);
-                let step = format!("no value of the {what} was told: the address decides");
-                found.steps.insert(0, step);
-                found
+    fn why_no_cookie(&self, secrets: Option<&Secrets>, now: u64) -> String {
+        let Some(text) = &self.cookie else {
+            return "no cookie was told: the address decides".into();
+        };
+        let signed = secrets.and_then(|secrets| secrets.read(text.as_bytes(), 0));
+        match signed {
+            None => "the cookie counts for nothing: none of the secrets signed it".to_owned(),
+            Some(token) => format!(
+                "the cookie counts for nothing: it ended {} s ago",
+                now.saturating_sub(token.expires)
+            ),
+        }
+    }
+
+    fn why_no_value(&self, what: &str) -> Option<String> {
+        let has_none = self.value.as_deref().is_none_or(str::is_empty);
+        has_none.then(|| format!("no value of the {what} was told: the address decides"))
+    }
+
+    fn how_it_hashes(&self, by: &str, affinity: &Affinity) -> Option<String> {
+        match (by, self.client) {
+            ("none", _) => None,
+            ("header" | "query" | "learned", _) => {
+                let value = self.value.as_deref().unwrap_or_default();
+                Some(format!("the key is a hash of the value {value:?}"))
             }
-            Some(value) => Found {
-                key: AffinityKey::from_bytes(value.as_bytes(), affinity.seed),
-                known: None,
-                generation: None,
-                by,
-                steps: vec![format!("the key is a hash of the {what}, {value:?}")],
-            },
+            (_, IpAddr::V4(client)) => Some(format!(
+                "the key is the first {} bits of the address {client}",
+                affinity.prefix_v4.min(32),
+            )),
+            (_, IpAddr::V6(client)) => Some(format!(
+                "the key is a hash of the first {} bits of the address {client}",
+                affinity.prefix_v6.min(128),
+            )),
         }
     }
 

@@ -2,16 +2,20 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    io,
+    net::IpAddr,
     sync::Arc,
 };
 
+use tokio::task::spawn_blocking;
+
 use super::{
-    Board, Refused,
+    Board, Place, Refused,
     view::{Move, Simulation},
 };
 use crate::{
     affinity::{AffinityKey, Table},
-    cluster::Snapshot,
+    cluster::{Snapshot, key_of_address},
     config::Key,
     proxy::Whereabouts,
 };
@@ -63,15 +67,28 @@ impl Change {
         let cluster = board.cluster(self.cluster.as_deref())?;
         let snapshot = cluster.load();
         let after = self.table(&snapshot)?;
-        let clients = clients(&snapshot, &board.plane().whereabouts().await);
-        let moves = after.moves(&snapshot, &clients);
-        let note = match &snapshot.config.affinity.key {
+        let mut clients = clients(&snapshot, &board.plane().whereabouts().await);
+        let mut note = match &snapshot.config.affinity.key {
             Key::None => Some("sticky by none: no client has a home".to_owned()),
             Key::Query(_) => Some("clients whose id was learned stay with their slot".to_owned()),
-            _ => board.is_direct(cluster.name()).then(|| {
-                "mode direct: homescar sees, and counts, only the clients that it relays".to_owned()
-            }),
+            Key::Address | Key::Cookie(_) | Key::Header(_) => None,
         };
+        match of_kernel(board, cluster.name()).await {
+            Ok(led) => {
+                let affinity = &snapshot.config.affinity;
+                clients.extend(
+                    led.into_iter()
+                        .map(|ip| (key_of_address(ip, affinity), None)),
+                );
+            }
+            Err(error) => {
+                note = Some(format!(
+                    "the kernel does not tell who is connected in mode direct ({error}): only the \
+                     clients that homescar relays are counted"
+                ));
+            }
+        }
+        let moves = after.moves(&snapshot, &clients);
         Ok(Simulation {
             cluster: cluster.name().to_string(),
             before: snapshot.entries.len(),
@@ -123,7 +140,23 @@ impl Change {
     }
 }
 
-/// The clients of a cluster that are connected now. One that holds a cookie is at home where it is.
+/// The clients that the kernel has led to a cluster's workers.
+async fn of_kernel(board: &Board, cluster: &str) -> io::Result<Vec<IpAddr>> {
+    let found = board.places().into_iter().find_map(|place| match place {
+        Place::Direct {
+            cluster: its,
+            direct,
+            ..
+        } if *its == *cluster => Some(direct),
+        _ => None,
+    });
+    match found {
+        Some(direct) => spawn_blocking(move || direct.clients()).await?,
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The clients of a cluster that homescar relays now. One that holds a cookie is at home where it is.
 fn clients(snapshot: &Snapshot, all: &[Whereabouts]) -> HashSet<Client> {
     let by = &snapshot.config.affinity.key;
     if *by == Key::None {

@@ -119,6 +119,7 @@ impl view::Slot {
             Health::Unknown | Health::Healthy => None,
         });
         let direct = direct.copied().unwrap_or_default();
+        let lag = backend.and_then(|_| stats.worker.lag.last());
         Self {
             name: entry.slot.name.to_string(),
             state: entry.skip.map_or("ready", cluster::Skip::as_str).to_owned(),
@@ -137,6 +138,7 @@ impl view::Slot {
             connect_failures: stats.connect_failures.load(Relaxed),
             bytes_up: stats.bytes_up.load(Relaxed) + direct.received,
             bytes_down: stats.bytes_down.load(Relaxed) + direct.sent,
+            loop_lag_ms: lag.and_then(|lag| u64::try_from(lag.as_millis()).ok()),
         }
     }
 }

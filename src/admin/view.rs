@@ -104,6 +104,9 @@ pub struct Slot {
     pub bytes_up: u64,
     /// Bytes to clients.
     pub bytes_down: u64,
+    /// How late the worker's event loop was when it was last asked, or is now if it stands still, in
+    /// milliseconds; under contract `node`.
+    pub loop_lag_ms: Option<u64>,
 }
 
 /// What stands in a slot: one generation.

@@ -67,7 +67,7 @@ fn listeners(listeners: &[Listener]) -> Table {
 
 fn slots(slots: &[Slot]) -> Table {
     let mut table = table([
-        "SLOT", "STATE", "GEN", "PID", "ACTIVE", "TOTAL", "UP", "DOWN", "MEMORY",
+        "SLOT", "STATE", "GEN", "PID", "ACTIVE", "TOTAL", "UP", "DOWN", "MEMORY", "LAG",
     ]);
     for slot in slots {
         let backend = slot.backend.as_ref();
@@ -91,9 +91,10 @@ fn slots(slots: &[Slot]) -> Table {
             backend
                 .and_then(|backend| backend.rss)
                 .map_or_else(dash, bytes),
+            slot.loop_lag_ms.map_or_else(dash, millis),
         ]);
     }
-    right(&mut table, 2..9)
+    right(&mut table, 2..10)
 }
 
 pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
@@ -125,6 +126,14 @@ pub(super) fn time(seconds: u64) -> String {
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
+/// `0ms`, `2s 5ms`.
+fn millis(count: u64) -> String {
+    match count {
+        0 => "0ms".to_owned(),
+        count => humantime::format_duration(Duration::from_millis(count)).to_string(),
+    }
+}
+
 /// `1.5 MiB`.
 pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -151,5 +160,6 @@ mod tests {
         assert_eq!(bytes(u64::MAX), "16777215 TiB");
         assert_eq!(time(7_530), "2h 5m");
         assert_eq!(time(0), "0s");
+        assert_eq!((millis(0), millis(2005)), ("0ms".into(), "2s 5ms".into()));
     }
 }

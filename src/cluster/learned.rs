@@ -1,4 +1,4 @@
-//! Ids that backends gave their clients, and the slot that each came from.
+//! Ids that backends gave their clients, and the generation of a slot that each came from.
 //!
 //! Such an id says nothing of its home, so it is remembered when it goes by. One that is not known
 //! (any more) is hashed like every other: what is forgotten costs one client its place, at most.
@@ -27,9 +27,18 @@ const YOUNG: usize = 7168;
 /// Between two turns of a shard that does not fill up before.
 const AGE: Duration = Duration::from_secs(3600);
 
-/// Which slot gave out which id.
+/// Who gave out an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Giver {
+    /// The slot, whose next generations stand for it when it has gone.
+    pub slot: SlotId,
+    /// Its generation, which alone knows the id for as long as it is there.
+    pub generation: u32,
+}
+
+/// Who gave out which id.
 ///
-/// At most 229,376 of them, in 4.3 MiB (19 bytes each): a flood of new ids pushes out those that
+/// At most 229,376 of them, in 6.3 MiB (29 bytes each): a flood of new ids pushes out those that
 /// were not used for longest, and an id that was used is safe from the next 7,168 that fall into
 /// its shard, which is one of 16 by a hash that nobody outside knows. What was not used for two
 /// hours is forgotten. An id is kept as 64 bits of its hash; no id is ever taken for another but by
@@ -45,9 +54,9 @@ pub struct Learned {
 /// that nothing needs to be kept in the order of its use.
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<u64, SlotId>,
+    young: HashMap<u64, Giver>,
     /// What was young before the last turn, and was not used since.
-    old: HashMap<u64, SlotId>,
+    old: HashMap<u64, Giver>,
     turned: Option<Instant>,
 }
 
@@ -59,15 +68,15 @@ impl Learned {
         }
     }
 
-    /// Remembers that a slot gave out an id. Who gave it first made it; who says it later may be
+    /// Remembers who gave out an id. Who gave it first made it; who says it later may be
     /// telling of somebody's session, as a page for its operators would.
-    pub fn note(&self, id: &[u8], slot: SlotId, now: Instant) {
-        self.with_shard(id, |shard, hash| shard.note(hash, slot, now));
+    pub fn note(&self, id: &[u8], giver: Giver, now: Instant) {
+        self.with_shard(id, |shard, hash| shard.note(hash, giver, now));
     }
 
-    /// The slot that gave out an id.
+    /// Who gave out an id.
     #[must_use]
-    pub fn find(&self, id: &[u8], now: Instant) -> Option<SlotId> {
+    pub fn find(&self, id: &[u8], now: Instant) -> Option<Giver> {
         self.with_shard(id, |shard, hash| shard.find(hash, now))
     }
 
@@ -137,20 +146,30 @@ fn random() -> [u64; 2] {
     })
 }
 
-/// Ids and slots, sixteen bytes each.
-fn packed(ids: &HashMap<u64, SlotId>) -> Vec<u8> {
-    let pairs = ids.iter().flat_map(|(id, slot)| [*id, slot.bits()]);
-    pairs.flat_map(u64::to_be_bytes).collect()
+/// Ids, slots and generations: eight, eight and four bytes each.
+fn packed(ids: &HashMap<u64, Giver>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(ids.len() * 20);
+    for (id, giver) in ids {
+        bytes.extend_from_slice(&id.to_be_bytes());
+        bytes.extend_from_slice(&giver.slot.bits().to_be_bytes());
+        bytes.extend_from_slice(&giver.generation.to_be_bytes());
+    }
+    bytes
 }
 
-fn unpacked(bytes: &[u8]) -> HashMap<u64, SlotId> {
-    let (words, _) = bytes.as_chunks::<8>();
-    let (pairs, _) = words.as_chunks::<2>();
-    let pairs = pairs.iter().take(YOUNG);
-    let pairs = pairs.map(|pair| pair.map(u64::from_be_bytes));
-    pairs
-        .map(|[id, slot]| (id, SlotId::from_bits(slot)))
-        .collect()
+fn unpacked(bytes: &[u8]) -> HashMap<u64, Giver> {
+    let (all, _) = bytes.as_chunks::<20>();
+    let all = all.iter().take(YOUNG);
+    all.filter_map(|one| {
+        let (id, rest) = one.split_first_chunk()?;
+        let (slot, rest) = rest.split_first_chunk()?;
+        let giver = Giver {
+            slot: SlotId::from_bits(u64::from_be_bytes(*slot)),
+            generation: u32::from_be_bytes(rest.try_into().ok()?),
+        };
+        Some((u64::from_be_bytes(*id), giver))
+    })
+    .collect()
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
@@ -158,27 +177,27 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 impl Shard {
-    fn note(&mut self, id: u64, slot: SlotId, now: Instant) {
+    fn note(&mut self, id: u64, giver: Giver, now: Instant) {
         if self.find(id, now).is_none() {
-            self.insert(id, slot, now);
+            self.insert(id, giver, now);
         }
     }
 
-    fn insert(&mut self, id: u64, slot: SlotId, now: Instant) {
+    fn insert(&mut self, id: u64, giver: Giver, now: Instant) {
         if self.young.len() >= YOUNG {
             self.turn(now);
         }
-        self.young.insert(id, slot);
+        self.young.insert(id, giver);
     }
 
-    fn find(&mut self, id: u64, now: Instant) -> Option<SlotId> {
+    fn find(&mut self, id: u64, now: Instant) -> Option<Giver> {
         self.grow_old(now);
-        if let Some(slot) = self.young.get(&id) {
-            return Some(*slot);
+        if let Some(giver) = self.young.get(&id) {
+            return Some(*giver);
         }
-        let slot = self.old.remove(&id)?;
-        self.insert(id, slot, now);
-        Some(slot)
+        let giver = self.old.remove(&id)?;
+        self.insert(id, giver, now);
+        Some(giver)
     }
 
     /// Makes the turns that were due since anybody looked.
@@ -203,8 +222,11 @@ impl Shard {
 mod tests {
     use super::*;
 
-    fn slot(index: u32) -> SlotId {
-        SlotId::of(&format!("app/{index}"))
+    fn slot(index: u32) -> Giver {
+        Giver {
+            slot: SlotId::of(&format!("app/{index}")),
+            generation: index,
+        }
     }
 
     #[test]

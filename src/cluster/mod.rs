@@ -8,8 +8,10 @@ mod backlog;
 mod controller;
 mod event;
 mod exhaustion;
+mod identity;
 mod learned;
 mod load;
+mod residents;
 mod route;
 mod seats;
 mod slot;
@@ -32,15 +34,17 @@ pub use backlog::Backlog;
 pub use controller::Controller;
 pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
-pub use learned::{Learned, SavedLearned};
+pub use identity::{Identity, Shown, key_of_address};
+pub use learned::{Giver, Learned, SavedLearned};
 pub use load::{Live, View};
+pub use residents::{Resident, Residents};
 pub use route::{Asker, Route};
 pub use seats::{Seat, Seats, Waiting};
 pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};
 pub use snapshot::{Entry, Snapshot};
 pub use stats::{
-    AffinityStats, CheckResult, CheckStats, ExitKind, StartReason, StateStats, StopReason,
-    WorkerStats,
+    AffinityStats, CheckResult, CheckStats, ExitKind, LagStats, StartReason, StateStats,
+    StopReason, WorkerStats,
 };
 
 use crate::{config, tls::Connector};

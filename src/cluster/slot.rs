@@ -8,7 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{AffinityStats, Backlog, CheckStats, Health, Seats, StateStats, WorkerStats};
+use super::{
+    AffinityStats, Backlog, CheckStats, Health, Residents, Seats, StateStats, WorkerStats,
+};
 use crate::{
     affinity::SlotId,
     config::Address,
@@ -74,6 +76,8 @@ pub struct Load {
     pub cut: AtomicU64,
     /// Of these, those that the backend failed: reset, broken off, or no good answer.
     pub failed: AtomicU64,
+    /// Clients that live with it.
+    pub residents: Residents,
 }
 
 impl PartialEq for Load {

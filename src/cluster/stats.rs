@@ -213,6 +213,41 @@ impl StopReason {
     }
 }
 
+/// How late the event loop of a slot's worker is, where that can be measured.
+#[derive(Debug, Default)]
+pub struct LagStats {
+    /// All that was measured.
+    pub seen: Histogram<Waits>,
+    /// One more than the nanoseconds that are known last of the present worker; 0 for none.
+    last: AtomicU64,
+}
+
+impl LagStats {
+    /// Notes that it was so late.
+    pub fn was(&self, lag: Duration) {
+        self.seen.observe(lag);
+        self.is(lag);
+    }
+
+    /// Notes that it is so late, and will be later.
+    pub fn is(&self, lag: Duration) {
+        let nanos = u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX);
+        self.last.store(nanos.saturating_add(1), Relaxed);
+    }
+
+    /// Another worker is the present one.
+    pub fn forget(&self) {
+        self.last.store(0, Relaxed);
+    }
+
+    /// How late it was last, or is now.
+    #[must_use]
+    pub fn last(&self) -> Option<Duration> {
+        let nanos = self.last.load(Relaxed).checked_sub(1)?;
+        Some(Duration::from_nanos(nanos))
+    }
+}
+
 /// The processes of a supervised slot.
 #[derive(Debug, Default)]
 pub struct WorkerStats {
@@ -221,6 +256,8 @@ pub struct WorkerStats {
     exits: Tally<{ ExitKind::ALL.len() }>,
     /// From start to ready.
     pub ready: Histogram<Lives>,
+    /// Of its event loop.
+    pub lag: LagStats,
     backoff_millis: AtomicU64,
 }
 
@@ -228,6 +265,9 @@ impl WorkerStats {
     /// Counts a start; whoever waited for it waits no longer.
     pub fn started(&self, why: StartReason) {
         self.starts.count(why as usize);
+        if why != StartReason::Replacement {
+            self.lag.forget();
+        }
         self.backoff_millis.store(0, Relaxed);
     }
 
@@ -275,6 +315,21 @@ impl WorkerStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_lag_is_that_of_the_present_worker() {
+        let stats = WorkerStats::default();
+        assert_eq!(stats.lag.last(), None);
+        stats.lag.was(Duration::ZERO);
+        assert_eq!(stats.lag.last(), Some(Duration::ZERO));
+        stats.lag.is(Duration::from_secs(3));
+        assert_eq!(stats.lag.last(), Some(Duration::from_secs(3)));
+        stats.started(StartReason::Replacement);
+        assert!(stats.lag.last().is_some());
+        stats.started(StartReason::Restart);
+        assert_eq!(stats.lag.last(), None);
+        assert_eq!(stats.lag.seen.seen().count(), 1, "what is, will be counted");
+    }
 
     #[test]
     fn every_reason_has_a_number_of_its_own() {

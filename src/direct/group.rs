@@ -1,31 +1,47 @@
-//! The sockets of one address, one for each slot, and the program that chooses among them.
+//! The sockets of one address, one for each slot and one for nobody's clients, and the program that
+//! chooses among them.
 
 use std::{
-    io,
+    io, iter,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     num::NonZeroUsize,
     sync::Arc,
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::{AttachError, attach, diag::listeners, standing::Decision};
 use crate::{
     affinity::{Masks, Probes, ProbesOutside, TooLong},
     cluster::Snapshot,
     config::Bind,
-    handover::{Number, Outgoing},
+    handover::{Incoming, Number, Outgoing},
     proxy::{BindError, BoundGroup, Neighbour, listen, refuse_handshakes},
 };
 
 /// A group. Its sockets joined it in the order of the slots, and leave it only from its end, so
-/// the position of a slot's socket is the slot's number: the kernel moves the last socket of a
-/// group to the place of one that is closed.
+/// the position of a slot's socket is one more than the slot's number: the kernel moves the last
+/// socket of a group to the place of one that is closed.
 #[derive(Debug)]
 pub struct Group {
     bind: Bind,
     backlog: u32,
     address: SocketAddr,
+    /// The first of them. Clients that no slot takes are led to it, and homescar refuses them.
+    sink: Arc<TcpListener>,
+    /// Those of the slots.
     sockets: Vec<Arc<TcpListener>>,
 }
+
+/// A [`Group`], for the next image of the program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SavedGroup {
+    sink: Number,
+    sockets: Vec<Number>,
+}
+
+/// The position of the sink.
+const SINK: u32 = 0;
 
 /// Why a group keeps the program that it had.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +68,12 @@ impl Group {
         backlog: u32,
         slots: NonZeroUsize,
     ) -> Result<Self, BindError> {
-        let bound = BoundGroup::reserve(bind, slots, Neighbour::None)?;
+        let bound = BoundGroup::reserve(bind, slots.saturating_add(1), Neighbour::None)?;
         let address = bound.address();
+        let sockets = bound.into_sockets().into_iter().map(Arc::new);
+        let mut sockets: Vec<_> = sockets.collect();
+        // As many as were asked for, so there is one.
+        let sink = sockets.remove(0);
         Ok(Self {
             bind: Bind {
                 addr: address,
@@ -61,35 +81,50 @@ impl Group {
             },
             backlog,
             address,
-            sockets: bound.into_sockets().into_iter().map(Arc::new).collect(),
-        })
-    }
-
-    /// Sockets that are bound to one address and listen there, in the order of the slots.
-    pub(super) fn of(bind: Bind, backlog: u32, sockets: Vec<Arc<TcpListener>>) -> io::Result<Self> {
-        let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
-        let address = first.local_addr()?;
-        Ok(Self {
-            bind: Bind {
-                addr: address,
-                ..bind
-            },
-            backlog,
-            address,
+            sink,
             sockets,
         })
     }
 
-    /// Copies of its sockets, in the order of the slots.
-    pub(super) fn saved(&self, outgoing: &mut Outgoing) -> io::Result<Vec<Number>> {
+    /// The same again: its sockets listen, and are a group with a program.
+    pub(super) fn resumed(
+        bind: Bind,
+        backlog: u32,
+        saved: &SavedGroup,
+        incoming: &Incoming,
+    ) -> io::Result<Self> {
+        let copy = |number: Number| -> io::Result<_> {
+            Ok(Arc::new(TcpListener::from(incoming.copy(number)?)))
+        };
+        let sink = copy(saved.sink)?;
+        let sockets = saved.sockets.iter().map(|number| copy(*number));
+        let address = sink.local_addr()?;
+        Ok(Self {
+            bind: Bind {
+                addr: address,
+                ..bind
+            },
+            backlog,
+            address,
+            sink,
+            sockets: sockets.collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Copies of its sockets.
+    pub(super) fn saved(&self, outgoing: &mut Outgoing) -> io::Result<SavedGroup> {
         let sockets = self.sockets.iter();
-        sockets.map(|socket| outgoing.add(socket)).collect()
+        Ok(SavedGroup {
+            sink: outgoing.add(&self.sink)?,
+            sockets: sockets
+                .map(|socket| outgoing.add(socket))
+                .collect::<io::Result<_>>()?,
+        })
     }
 
     /// Lets clients in. The group should have its program by then.
     pub(super) fn listen(&self) -> Result<(), BindError> {
-        let sockets = self.sockets.iter().map(|socket| &**socket);
-        listen(sockets, self.bind, self.backlog)
+        listen(self.all(), self.bind, self.backlog)
     }
 
     /// The real address, also where port 0 was asked for.
@@ -98,13 +133,25 @@ impl Group {
         self.address
     }
 
-    /// How many sockets it has.
+    /// The socket of those whom nobody takes.
+    pub(super) const fn sink(&self) -> &Arc<TcpListener> {
+        &self.sink
+    }
+
+    /// In the order in which they joined.
+    fn all(&self) -> impl Iterator<Item = &TcpListener> {
+        iter::once(&self.sink)
+            .chain(&self.sockets)
+            .map(|socket| &**socket)
+    }
+
+    /// How many slots have a socket.
     pub(super) fn len(&self) -> usize {
         self.sockets.len()
     }
 
     pub(super) fn refuse(&self) -> io::Result<()> {
-        self.sockets.iter().try_for_each(refuse_handshakes)
+        self.all().try_for_each(refuse_handshakes)
     }
 
     /// The socket of a slot; those up to it are made if they are not there.
@@ -124,8 +171,9 @@ impl Group {
     fn has_no_stranger(&self) -> io::Result<()> {
         let address = self.address;
         // A kernel that does not tell is taken at its best.
-        let listeners = listeners(address).unwrap_or(self.sockets.len());
-        if listeners == self.sockets.len() {
+        let ours = self.all().count();
+        let listeners = listeners(address).unwrap_or(ours);
+        if listeners == ours {
             return Ok(());
         }
         Err(io::Error::other(format!(
@@ -164,22 +212,22 @@ impl Group {
             v6: affinity.prefix_v6,
         };
         let there = |slot: usize| {
-            u32::try_from(slot)
-                .ok()
-                .filter(|_| slot < self.sockets.len())
+            let position = u32::try_from(slot).ok()? + 1;
+            Some(position).filter(|_| slot < self.sockets.len())
         };
         let slots = 0..snapshot.entries.len();
         let led_to = slots
             .clone()
             .map(|slot| there(slot).filter(|_| decision.led_to[slot]));
+        let mut led_to: Vec<_> = led_to.collect();
+        if let (true, Some(first)) = (decision.leads_nowhere(), led_to.first_mut()) {
+            *first = Some(SINK);
+        }
         let probes = Probes::new(probes, slots.map(there).collect::<Vec<_>>())?;
-        let program = snapshot.table.program(
-            masks,
-            affinity.seed,
-            &led_to.collect::<Vec<_>>(),
-            Some(&probes),
-        )?;
-        attach(&*self.sockets[0], &program)?;
+        let program = snapshot
+            .table
+            .program(masks, affinity.seed, &led_to, Some(&probes))?;
+        attach(&*self.sink, &program)?;
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Direct mode: the kernel itself sends clients home, and homescar is not on the path.
 //!
 //! A listener has, on each of its addresses, a group of sockets (`SO_REUSEPORT`), one for each slot
-//! of its cluster, all kept open for as long as the slot exists. The kernel runs the group's
+//! of its cluster, all kept open for as long as the slot exists, and one for clients whom no slot
+//! takes: those homescar accepts, to refuse them as in the other modes. The kernel runs the group's
 //! program for the SYN of each client and puts the connection into the backlog of the socket that
 //! it picks; see [`Table::program`](crate::affinity::Table::program). The slot's worker accepts it
 //! there; while it restarts, connections wait.
@@ -45,7 +46,7 @@ use self::{
 };
 use crate::{
     affinity::Table,
-    cluster::{Cluster, Snapshot},
+    cluster::{Backlog, Cluster, Snapshot},
     config::{self, Address, MAX_DIRECT_SLOTS},
     proxy::BindError,
 };
@@ -162,6 +163,8 @@ impl Direct {
         let mut standings = Standings::default();
         let mut attached: Option<(Vec<bool>, Arc<Table>, usize)> = None;
         let mut rescues = BTreeMap::new();
+        // From when it is first needed: who has come to it shall not wait for ever.
+        let mut refusing = None;
         loop {
             let _number = *numbers.borrow_and_update();
             let snapshot = cluster.load();
@@ -176,6 +179,9 @@ impl Direct {
                 attached = Some((decision.led_to.clone(), table, sockets));
             }
             self.rescue(&snapshot, &decision, &mut rescues, &take);
+            if refusing.is_none() && (decision.leads_nowhere() || self.is_sink_in_use()) {
+                refusing = self.refuse_all(&take);
+            }
             let again = async {
                 match decision.again {
                     Some(at) => sleep_until(at).await,
@@ -231,6 +237,29 @@ impl Direct {
                 Err(error) => warn!(slot = &**name, %error, "cannot accept in its place"),
             }
         }
+    }
+
+    /// Somebody was led there, perhaps before an upgrade.
+    fn is_sink_in_use(&self) -> bool {
+        let groups = self.groups();
+        let mut sinks = groups
+            .iter()
+            .map(|group| Backlog::new(Arc::clone(group.sink())));
+        sinks.any(|sink| sink.waiting().is_ok_and(|waiting| waiting > 0))
+    }
+
+    /// Accepts those whom no slot takes.
+    fn refuse_all(&self, take: &Take) -> Option<Rescue> {
+        let sinks = self
+            .groups()
+            .iter()
+            .map(|group| Arc::clone(group.sink()))
+            .collect();
+        let begun = Rescue::begin("nobody", sinks, Arc::clone(take), Arc::clone(&self.pause));
+        let failed = |error: &io::Error| {
+            warn!(listener = &*self.listener, %error, "clients whom no slot takes are left to wait");
+        };
+        begun.inspect_err(failed).ok()
     }
 
     fn is_probe(&self, peer: IpAddr) -> bool {

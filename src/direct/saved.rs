@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::TcpListener,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
@@ -10,10 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::{Direct, Group};
+use super::{Direct, Group, group::SavedGroup};
 use crate::{
     config,
-    handover::{Incoming, Number, Outgoing},
+    handover::{Incoming, Outgoing},
 };
 
 /// For threads that accept in place of a worker. One whose client the worker has taken first is stuck
@@ -25,8 +24,8 @@ const PAUSE_WITHIN: Duration = Duration::from_millis(300);
 pub struct SavedDirect {
     /// The listener.
     pub listener: Arc<str>,
-    /// The sockets of each of its addresses, in the order of the slots.
-    groups: Vec<Vec<Number>>,
+    /// The sockets of each of its addresses.
+    groups: Vec<SavedGroup>,
     has_relayed: bool,
 }
 
@@ -75,14 +74,7 @@ impl Direct {
             .bind
             .iter()
             .zip(&saved.groups)
-            .map(|(bind, numbers)| {
-                let sockets = numbers.iter().map(|number| {
-                    let socket = TcpListener::from(incoming.copy(*number)?);
-                    Ok(Arc::new(socket))
-                });
-                let sockets: io::Result<Vec<_>> = sockets.collect();
-                Group::of(*bind, config.backlog, sockets?)
-            });
+            .map(|(bind, group)| Group::resumed(*bind, config.backlog, group, incoming));
         Ok(Self {
             listener: Arc::clone(&config.name),
             probes: config.probes,

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs, io,
+    net::IpAddr,
     sync::atomic::Ordering,
     time::Duration,
 };
@@ -40,18 +41,35 @@ impl Direct {
     /// # Errors
     /// When the kernel does not say.
     pub fn connections(&self) -> io::Result<u64> {
+        let mut connections = 0;
+        self.each(|_client| connections += 1)?;
+        Ok(connections)
+    }
+
+    /// The addresses of these clients, once for each connection. The same holds for it.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn clients(&self) -> io::Result<Vec<IpAddr>> {
+        let mut clients = Vec::new();
+        self.each(|client| clients.push(client))?;
+        Ok(clients)
+    }
+
+    /// Shows the client of each connection that is not ours.
+    fn each(&self, mut see: impl FnMut(IpAddr)) -> io::Result<()> {
         let relayed = self.has_relayed.load(Ordering::Relaxed);
         let ours = if relayed {
             own_sockets()?
         } else {
             HashSet::new()
         };
-        let mut connections = 0;
         each_connection(&self.addresses(), Detail::Existence, |seen| {
             let relayed = seen.inode.is_some_and(|inode| ours.contains(&inode));
-            connections += u64::from(!relayed && !self.is_probe(seen.peer));
-        })?;
-        Ok(connections)
+            if !relayed && !self.is_probe(seen.peer) {
+                see(seen.peer);
+            }
+        })
     }
 
     /// What each slot is used for. `workers` has, by slot, the process group of its worker, if

@@ -2,35 +2,32 @@
 //! for one that is full.
 
 mod queue;
+mod upstream;
 
 use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
-    os::fd::BorrowedFd,
-    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream},
     time::{Instant, sleep, timeout_at},
 };
 
+pub(super) use self::upstream::Upstream;
 use super::{
     bind,
     http::pool,
     record::{CloseReason, Home, Journey},
-    relay::Side,
 };
 use crate::{
     affinity::{AffinityKey, SlotId},
-    cluster::{Asker, Cluster, Route, Skip, SlotStats, Snapshot, is_exhaustion},
+    cluster::{Asker, Cluster, Entry, Route, Skip, SlotStats, Snapshot, is_exhaustion},
     config::{Address, Key, OnDown, ProxyVersion},
-    tls::{BackendTlsError, ClientStream},
+    tls::BackendTlsError,
 };
 
 /// Slots that are tried for one connection.
@@ -43,97 +40,14 @@ const MAX_HELD: u64 = 1024;
 /// tried again this often.
 const RETRY: Duration = Duration::from_millis(25);
 
-/// An open connection to a backend.
-#[derive(Debug)]
-pub(super) enum Upstream {
-    /// TCP.
-    Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
-    /// TLS over TCP.
-    Tls(ClientStream<TcpStream>),
-    /// TLS over a Unix socket.
-    TlsUnix(ClientStream<UnixStream>),
-}
-
-/// Calls the same method of whichever stream it is.
-macro_rules! each {
-    ($upstream:expr, $stream:ident => $call:expr) => {
-        match $upstream {
-            Upstream::Tcp($stream) => $call,
-            Upstream::Unix($stream) => $call,
-            Upstream::Tls($stream) => $call,
-            Upstream::TlsUnix($stream) => $call,
-        }
-    };
-}
-
-impl Upstream {
-    const fn is_encrypted(&self) -> bool {
-        match self {
-            Self::Tcp(_) | Self::Unix(_) => false,
-            Self::Tls(_) | Self::TlsUnix(_) => true,
-        }
-    }
-}
-
-impl AsyncRead for Upstream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Upstream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}
-
-impl Side for Upstream {
-    // Some do, and to flush the others costs nothing.
-    const BUFFERS: bool = true;
-
-    fn reset_on_close(&self) {
-        each!(self, stream => stream.reset_on_close());
-    }
-
-    fn was_reset(&self) -> bool {
-        each!(self, stream => stream.was_reset())
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        each!(self, stream => stream.descriptor())
-    }
-
-    fn is_unix(&self) -> bool {
-        matches!(self, Self::Unix(_) | Self::TlsUnix(_))
-    }
-}
-
 /// The search for a client's backend. It remembers what failed for this client.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
     cluster: &'a Cluster,
     key: AffinityKey,
     /// The client's slot, where it is known otherwise than by the key, and the generation that
-    /// served it last, as far as that is known.
-    home: Option<(SlotId, Option<u32>)>,
+    /// served it last.
+    home: Option<(SlotId, u32)>,
     /// Slots that could not be connected to.
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
@@ -168,7 +82,7 @@ impl<'a> Search<'a> {
     }
 
     /// Tells the client's slot, and the generation that served it last.
-    pub(super) const fn at_home_in(&mut self, home: Option<(SlotId, Option<u32>)>) {
+    pub(super) const fn at_home_in(&mut self, home: Option<(SlotId, u32)>) {
         self.home = home;
     }
 
@@ -246,8 +160,7 @@ impl<'a> Search<'a> {
         journey: &mut Journey,
     ) -> Result<Option<Connected>, CloseReason> {
         let entry = &snapshot.entries[index];
-        let home = self.home.filter(|(slot, _)| *slot == entry.slot.id);
-        let generation = home.and_then(|(_, generation)| generation);
+        let generation = self.generation(snapshot, entry);
         let Some(backend) = entry.serving(generation) else {
             return Ok(None);
         };
@@ -298,6 +211,21 @@ impl<'a> Search<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// The generation of a slot that has served the client, if that is known: by what it shows, or
+    /// by a connection of it that is relayed there while that generation drains.
+    fn generation(&self, snapshot: &Snapshot, entry: &Entry) -> Option<u32> {
+        let home = self.home.filter(|(slot, _)| *slot == entry.slot.id);
+        let by_connection = || {
+            // Who shows none of the others is new.
+            let by_address = snapshot.config.affinity.key == Key::Address;
+            let mut leaving = entry.leaving.iter().filter(|_| by_address);
+            let its_own = leaving.find(|before| before.load.residents.has(self.key));
+            its_own.map(|before| before.generation)
+        };
+        home.map(|(_, generation)| generation)
+            .or_else(by_connection)
     }
 
     fn may_hold(&self) -> bool {

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     affinity::AffinityKey,
+    cluster::key_of_address,
     config::{self, Mode, ProxyVersion},
     tls::ServerStream,
 };
@@ -236,7 +237,7 @@ async fn relayed<D: Downstream>(
 ) -> Result<CloseReason, CloseReason> {
     let key = {
         let snapshot = settings.cluster.load();
-        identify::key(record.client(), &snapshot.config.affinity)
+        key_of_address(record.client().ip(), &snapshot.config.affinity)
     };
     let mut search = Search::new(&settings.cluster, key, listener.holds);
     loop {
@@ -272,6 +273,7 @@ async fn relayed<D: Downstream>(
             // The worker ended with this connection still in its queue: the client knows nothing.
             Some(slot) if end.reason == CloseReason::BackendReset && end.untouched => {
                 record.journey.home = None;
+                ticket.goes_nowhere();
                 search.note_failure(Arc::clone(&slot.name))?;
             }
             _ => {

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use super::{
     admit::Admission, bind, carried::Arrived, connection, identify, listener::Listener, registry,
 };
+use crate::cluster::key_of_address;
 
 /// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -203,7 +204,7 @@ pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: A
     };
     let client = resumed.record.client();
     let affinity = &snapshot.config.affinity;
-    let key = identify::key(client, affinity);
+    let key = key_of_address(client.ip(), affinity);
     let of_client = settings.config.limits.per_client.map(|_| {
         let address = identify::masked(client.ip(), affinity);
         listener.clients.enter(address, u32::MAX)

@@ -18,10 +18,7 @@ use super::{
     proxy_protocol::{self, Header, MAX_HEADER, Parse, ProxyError},
     record::CloseReason,
 };
-use crate::{
-    affinity::{AffinityKey, Masks},
-    config::{self, Key},
-};
+use crate::config::{self, Key};
 
 /// Room for one read of a header; most are far smaller.
 const CHUNK: usize = 256;
@@ -123,18 +120,6 @@ async fn read_header(client: &mut TcpStream) -> Result<Introduced, Failure> {
             Err(_) => return Err(Failure::Reset),
         }
     }
-}
-
-/// What identifies a client to its cluster.
-pub(super) fn key(client: SocketAddr, affinity: &config::Affinity) -> AffinityKey {
-    if affinity.key == Key::None {
-        return AffinityKey::from_bits(fastrand::u32(..));
-    }
-    let masks = Masks {
-        v4: affinity.prefix_v4,
-        v6: affinity.prefix_v6,
-    };
-    AffinityKey::from_address(client.ip(), masks, affinity.seed)
 }
 
 /// The address that a client is counted under: what is left of it when it is masked like its key.

@@ -21,7 +21,7 @@ pub(super) use self::freeze::{cut_others, freeze, is_frozen, note, offer, others
 use super::{listener::Listener, record::Home};
 use crate::{
     affinity::AffinityKey,
-    cluster::{Load, SlotStats},
+    cluster::{Load, Resident, SlotStats},
 };
 
 thread_local! {
@@ -57,6 +57,9 @@ pub struct Whereabouts {
 struct Open {
     listener: Arc<Listener>,
     goes_to: Option<Whereabouts>,
+    /// It is relayed, and so stays there. (Requests of HTTP go one by one, and WebSockets are asked to
+    /// come again.)
+    resident: Option<Resident>,
     task: Option<AbortHandle>,
     /// It can be asked to go.
     farewell: Option<Farewell>,
@@ -151,6 +154,7 @@ where
         open.insert(Open {
             listener,
             goes_to: None,
+            resident: None,
             task: None,
             farewell: None,
             is_tunnel: false,
@@ -263,7 +267,10 @@ impl Ticket {
 
     /// Notes that the connection goes to no slot any more.
     pub(super) fn goes_nowhere(&self) {
-        let before = OPEN.with_borrow_mut(|open| open.get_mut(self.0)?.goes_to.take());
+        let before = OPEN.with_borrow_mut(|open| {
+            let open = open.get_mut(self.0)?;
+            Some((open.goes_to.take(), open.resident.take()))
+        });
         drop(before);
     }
 
@@ -276,6 +283,10 @@ impl Ticket {
         };
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.0) {
+                if open.farewell.is_none() {
+                    let load = Arc::clone(&goes_to.load);
+                    open.resident = Some(Resident::new(load, key));
+                }
                 open.goes_to = Some(goes_to);
             }
         });

@@ -11,10 +11,13 @@
 //! contract `port`.
 
 mod address;
+mod answer;
+mod lag;
 mod message;
 mod saved;
 mod servers;
 mod sockets;
+mod unread;
 mod wire;
 
 use std::{future::pending, io, net::TcpListener, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -25,22 +28,22 @@ use tokio::{
     net::UnixStream,
     time::{Instant, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 pub(super) use self::{
     address::OwnAddress,
+    lag::LoopLag,
     saved::SavedChannel,
     sockets::{SavedSocket, SavedSockets, SharedSockets, SlotSockets},
 };
 use self::{
+    lag::Lag,
     message::{Query, Said},
-    servers::{Part, Servers},
+    servers::Servers,
     wire::Wire,
 };
 use crate::config::Address;
 
-/// Servers that one worker may have at one time.
-const SERVERS: usize = 64;
 /// A process that has ended, and so closed its channel, is known to have by then.
 const CLOSED_IN_ITS_LIFE: Duration = Duration::from_millis(300);
 
@@ -57,6 +60,8 @@ pub(super) enum Notice {
     Leaving,
     /// It does not speak the protocol; how this shows.
     Misfit(&'static str),
+    /// How late its event loop is.
+    Lag(LoopLag),
 }
 
 /// Our end of one generation's channel.
@@ -75,6 +80,7 @@ pub(super) struct Channel {
     online: bool,
     misfit: bool,
     listens: bool,
+    lag: Lag,
 }
 
 #[derive(Debug)]
@@ -121,6 +127,7 @@ impl Channel {
             online: false,
             misfit: false,
             listens: false,
+            lag: Lag::default(),
         };
         Ok((channel, theirs.into()))
     }
@@ -172,6 +179,7 @@ impl Channel {
     pub(super) fn ask_to_disconnect(&mut self) -> bool {
         let can = self.online && self.wire.closed.is_none();
         if can {
+            self.lag.end();
             self.wire.post(message::DISCONNECT, None);
             self.wire.flush();
         }
@@ -185,6 +193,7 @@ impl Channel {
 
     /// Tells the application that it is going to be ended.
     pub(super) fn say_shutdown(&mut self) {
+        self.lag.end();
         self.wire.post(message::SHUTDOWN, None);
         self.wire.flush();
     }
@@ -221,10 +230,15 @@ impl Channel {
     fn alarm(&self) -> Option<Instant> {
         let closed = self.wire.closed.map(|at| at + CLOSED_IN_ITS_LIFE);
         let closed = closed.filter(|_| !self.online && !self.misfit);
-        [self.servers.decide_at(), closed, self.wire.reads_again_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        let lag = self.lag.alarm().filter(|_| self.wire.closed.is_none());
+        let alarms = [
+            self.servers.decide_at(),
+            closed,
+            self.wire.reads_again_at(),
+            self.wire.sends_again_at(),
+            lag,
+        ];
+        alarms.into_iter().flatten().min()
     }
 
     /// What was undecided, and how long a channel may be closed.
@@ -242,6 +256,10 @@ impl Channel {
             for query in std::mem::take(&mut self.undecided) {
                 self.asked(query, notices);
             }
+        }
+        if self.wire.closed.is_none() && self.lag.is_due(now) {
+            let lag = self.lag.next(now, || self.wire.ping());
+            notices.extend(lag.map(Notice::Lag));
         }
     }
 
@@ -264,6 +282,7 @@ impl Channel {
                 let port = held.and_then(|held| held.socket.local_addr().ok());
                 if port.is_some_and(|addr| query.port == Some(addr.port().into())) {
                     self.listens = true;
+                    self.lag.begin(Instant::now());
                     notices.push(Notice::Listening);
                     let kept = held.map(|held| self.sockets.keep_backlog(&held.socket));
                     if let Some(Err(error)) = kept {
@@ -273,10 +292,15 @@ impl Channel {
             }
             Said::Close { key } => self.held.retain(|held| held.key != key),
             Said::Leaving { seq } => {
+                self.lag.end();
                 self.wire.post(&message::acknowledged(seq), None);
                 notices.push(Notice::Leaving);
             }
             Said::Received => self.wire.confirmed(),
+            Said::Missed if self.wire.ponged() => {
+                let lag = self.lag.answered(Instant::now());
+                notices.extend(lag.map(Notice::Lag));
+            }
             Said::Missed => {
                 if !self.wire.send_again() {
                     self.misfit("no descriptor reaches it", notices);
@@ -290,151 +314,4 @@ impl Channel {
             Said::Nonsense | Said::Other => {}
         }
     }
-
-    /// A server wants to listen.
-    fn asked(&mut self, query: Query, notices: &mut Vec<Notice>) {
-        let slot = &self.slot;
-        if query.fd.is_some_and(|fd| fd >= 0) {
-            warn!(
-                %slot,
-                "{slot} cannot listen on a descriptor under contract node; say contract = \"fd\""
-            );
-            return self.refuse(&query, libc::EINVAL);
-        }
-        let port = query.port.and_then(|port| u16::try_from(port).ok());
-        let (Some(port), Some(4 | 6)) = (port, query.kind.as_u64()) else {
-            let what = match query.kind.as_str() {
-                Some(_) => "a UDP port".to_owned(),
-                None => format!("{:?}", query.address.as_deref().unwrap_or_default()),
-            };
-            warn!(
-                %slot,
-                "{slot} cannot listen on {what} under contract node, only on TCP ports; with \
-                 `exclusive: true` it can by itself"
-            );
-            return self.refuse(&query, libc::ENOTSUP);
-        };
-        if self.held.len() + self.undecided.len() >= SERVERS {
-            return self.refuse(&query, libc::EMFILE);
-        }
-        let same = |held: &Held| {
-            let other = &held.query;
-            port != 0 && (&other.address, other.port) == (&query.address, query.port)
-        };
-        if self.held.iter().any(same) {
-            return self.refuse(&query, libc::EADDRINUSE);
-        }
-        let before = self.servers.routed();
-        let socket = match self.servers.part(port, Instant::now()) {
-            Part::Undecided => return self.undecided.push(query),
-            Part::Routed if port == 0 && self.held.iter().any(|held| held.routed) => {
-                return self.share(query, port);
-            }
-            Part::Routed | Part::Private => self.sockets.at(port),
-            Part::Shared => return self.share(query, port),
-        };
-        let routed = self.servers.routed() == Some(port);
-        match socket {
-            Ok(socket) if port != 0 && !has_port(&socket, port) => {
-                // Node compares, and would take it for this too.
-                warn!(
-                    slot = %self.slot,
-                    "{} cannot have port {port}: another process listens there on all addresses \
-                     (`ss -ltnp 'sport = :{port}'` shows which)",
-                    self.slot
-                );
-                self.refuse(&query, libc::EADDRINUSE);
-            }
-            Ok(socket) if routed && before != Some(port) => {
-                match self.sockets.address_of(&socket) {
-                    Ok(address) => {
-                        self.held.iter_mut().for_each(|held| held.routed = false);
-                        self.say_if_elsewhere(port, &address);
-                        notices.push(Notice::Routed(Arc::clone(&socket), address));
-                        self.grant(query, socket, true);
-                    }
-                    Err(error) => self.not_bound(&query, &error),
-                }
-            }
-            Ok(socket) => {
-                if !routed {
-                    self.say_not_routed(port);
-                }
-                self.grant(query, socket, routed);
-            }
-            Err(error) => self.not_bound(&query, &error),
-        }
-    }
-
-    fn say_not_routed(&self, port: u16) {
-        let (slot, to) = (&self.slot, self.servers.routed().unwrap_or_default());
-        warn!(
-            %slot,
-            "{slot} listens on port {port} too, but clients of all listeners are brought to its \
-             port {to}"
-        );
-    }
-
-    /// Clients come to one port, and the application listens on another.
-    fn say_if_elsewhere(&self, port: u16, address: &Address) {
-        let Some(expected) = self.expected.filter(|expected| *expected != port) else {
-            return;
-        };
-        let slot = &self.slot;
-        match address {
-            Address::Probe { .. } => {}
-            _ if self.sockets.is_direct() => warn!(
-                %slot,
-                "{slot} listens on port {port}, and its clients come to {expected}: homescar has \
-                 to relay them. For direct mode let it listen on {expected} (PORT says so), or \
-                 homescar on {port}"
-            ),
-            _ => info!(
-                %slot,
-                "{slot} listens on port {port}: clients of port {expected} are brought there"
-            ),
-        }
-    }
-
-    /// A server that is not the one that clients are brought to.
-    fn share(&mut self, query: Query, port: u16) {
-        match self.shared.at(&query, port) {
-            Ok((socket, new)) => {
-                if new {
-                    info!(
-                        slot = %self.slot,
-                        "{} listens on port {port} too: all workers share it as under Node's own \
-                         cluster, so it is not sticky",
-                        self.slot
-                    );
-                }
-                self.grant(query, socket, false);
-            }
-            Err(error) => self.not_bound(&query, &error),
-        }
-    }
-
-    fn grant(&mut self, query: Query, socket: Arc<TcpListener>, routed: bool) {
-        self.wire
-            .post(&message::granted(&query), Some(Arc::clone(&socket)));
-        self.held.push(Held {
-            key: query.key(),
-            query,
-            socket,
-            routed,
-        });
-    }
-
-    fn not_bound(&mut self, query: &Query, error: &io::Error) {
-        debug!(slot = %self.slot, ?query, %error, "no socket");
-        self.refuse(query, error.raw_os_error().unwrap_or(libc::EINVAL));
-    }
-
-    fn refuse(&mut self, query: &Query, errno: i32) {
-        self.wire.post(&message::refused(query, errno), None);
-    }
-}
-
-fn has_port(socket: &TcpListener, port: u16) -> bool {
-    socket.local_addr().is_ok_and(|at| at.port() == port)
 }

@@ -15,7 +15,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::servers::processes::is_stopped;
 use crate::support::{
-    client::{Client, Who, address_of_client},
+    client::{Client, Who, address_of_client, is_turned_away},
     homescar::{Homescar, SOON, WORKER, descriptors, eventually, message, pid},
 };
 
@@ -376,4 +376,63 @@ async fn nobody_else_listens_there() {
         second.tail()
     );
     drop(homescar);
+}
+
+async fn done(homescar: &Homescar, arguments: &[&str]) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_homescar"));
+    command.args(arguments).arg("--socket");
+    let output = command.arg(homescar.admin_socket()).output().await.unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+}
+
+/// What the operator has taken out takes nobody, as in the other modes, whatever `on_down` says; and
+/// when that is all, clients are refused, and recorded.
+#[tokio::test]
+async fn a_slot_that_is_taken_out_takes_nobody() {
+    for on_down in ["hold 10s", "next", "reject"] {
+        let (homescar, to) = start(&config("127.0.0.1:0", "", 2, on_down), 2).await;
+        let mut clients: [Vec<IpAddr>; 2] = Default::default();
+        for index in 0..20 {
+            let from = address_of_client(index);
+            clients[usize::from(who(from, to).await.slot == "app/1")].push(from);
+        }
+        // Known before it is there: the answer says that it is wanted, and the program follows.
+        let led = async |from: IpAddr, slot: Option<&str>| {
+            let deadline = tokio::time::Instant::now() + SOON;
+            loop {
+                let mut client = Client::connect_from(from, to).await.ok();
+                let met = match &mut client {
+                    Some(client) => client.whoami().await.ok(),
+                    None => None,
+                };
+                if met.as_ref().map(|who| &*who.slot) == slot {
+                    return;
+                }
+                let late = tokio::time::Instant::now() > deadline;
+                assert!(!late, "{on_down}: {met:?}, not {slot:?}");
+            }
+        };
+        done(&homescar, &["drain", "app/0"]).await;
+        led(clients[0][0], Some("app/1")).await;
+        for from in &clients[0] {
+            assert_eq!(who(*from, to).await.slot, "app/1", "{on_down}");
+        }
+        done(&homescar, &["maint", "app/1"]).await;
+        led(clients[0][0], None).await;
+        let mark = homescar.mark();
+        for from in clients.iter().flatten() {
+            is_turned_away(*from, to).await;
+        }
+        let refused = |line: &serde_json::Value| {
+            message(line) == "connection" && line["reason"] == "no_backend"
+        };
+        homescar.line_after(mark, "a record", refused).await;
+        // Checks go on, and so it is known to be well.
+        assert_eq!(who(probe(1), to).await.slot, "app/1");
+        done(&homescar, &["ready", "app/1"]).await;
+        led(clients[1][0], Some("app/1")).await;
+        for from in clients.iter().flatten() {
+            assert_eq!(who(*from, to).await.slot, "app/1", "{on_down}");
+        }
+    }
 }

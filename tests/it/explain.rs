@@ -234,3 +234,31 @@ async fn who_would_move_is_who_moves() {
     slots_are(&homescar, "three", all_ready(WORKERS - 1)).await;
     assert_eq!(moves(&before, &homes(to).await), told(&fewer));
 }
+
+/// In direct mode it is the kernel that knows who is connected.
+#[tokio::test]
+async fn who_would_move_is_known_in_direct_mode_too() {
+    let direct = config("/dev/null")
+        .replace("cluster = \"app\"", "cluster = \"app\"\nmode = \"direct\"")
+        .replace("workers = {", "workers = { contract = \"fd\",");
+    let homescar = Homescar::serve(&direct);
+    homescar.all_ready("app", WORKERS).await;
+    let to = homescar.address("web").await;
+    let mut open = Vec::new();
+    let mut of_last = 0;
+    for client in (0..CLIENTS).chain([0, 1]) {
+        let from = address_of_client(client);
+        let mut one = Client::connect_from(from, to).await.unwrap();
+        let who = one.whoami().await.unwrap();
+        of_last += usize::from(who.slot == "app/3" && open.len() < CLIENTS);
+        open.push(one);
+    }
+    let fewer = simulate(&homescar, &["--remove", "app/3"]).await;
+    assert_eq!(
+        (fewer.clients, fewer.moved),
+        (CLIENTS, of_last),
+        "{fewer:?}"
+    );
+    assert!(of_last > 0 && fewer.note.is_none());
+    assert!(fewer.moves.iter().all(|one| one.from == "app/3"));
+}

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use futures_util::future::select_all;
+use homescar::admin::{client::Client as Admin, view::Explanation};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -109,6 +110,16 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Where this id would lead from that address.
+    async fn explain(&self, from: IpAddr, id: &str) -> Explanation {
+        let socket = self.homescar.admin_socket();
+        let mut admin = Admin::connect(&socket).await.unwrap();
+        let path = format!("/explain?client={from}&value={id}");
+        admin.get(&path).await.unwrap()
+    }
+}
+
 impl Asked {
     /// Answers with this body, and sees that it arrives as it is.
     async fn answer(&mut self, fields: &str, body: &str) {
@@ -165,6 +176,10 @@ async fn who_was_given_an_id_finds_its_giver_from_everywhere() {
         for from in [client + 20, client + 40] {
             let led = site.led(address_of_client(from), id).await;
             assert_eq!(led, (*giver, "learned".to_owned()), "{id}");
+            // It is told so, too.
+            let told = site.explain(address_of_client(from), id).await;
+            let slot = told.slot.unwrap();
+            assert_eq!((&*told.by, slot), ("learned", giver.to_string()));
         }
     }
 }

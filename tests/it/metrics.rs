@@ -70,7 +70,7 @@ impl Page {
     }
 }
 
-async fn get(homescar: &Homescar, accept: &str) -> String {
+pub(crate) async fn get(homescar: &Homescar, accept: &str) -> String {
     let mut stream = UnixStream::connect(homescar.admin_socket()).await.unwrap();
     let request = format!(
         "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"

@@ -1,6 +1,8 @@
 //! Contract `node`: unmodified Node applications, given their sockets by Node's own protocol.
 
 mod crowd;
+mod lag;
+mod polling;
 mod rolling;
 mod upgrade;
 
@@ -50,10 +52,13 @@ fn serve_in(mode: &str, bind: &str, arguments: &[&str], workers: &str, cluster: 
 
 /// The JSON that a GET is answered with.
 async fn get(client: usize, to: SocketAddr) -> std::io::Result<Value> {
+    get_at(client, to, "/").await
+}
+
+async fn get_at(client: usize, to: SocketAddr, target: &str) -> std::io::Result<Value> {
     let mut client = Client::connect_from(address_of_client(client), to).await?;
-    client
-        .send("GET / HTTP/1.1\r\nhost: app\r\nconnection: close\r\n\r\n")
-        .await?;
+    let request = format!("GET {target} HTTP/1.1\r\nhost: app\r\nconnection: close\r\n\r\n");
+    client.send(&request).await?;
     let answer = String::from_utf8_lossy(&client.rest().await?).into_owned();
     let body = answer
         .find('{')

@@ -317,7 +317,7 @@ async fn were_aborted(homescar: &Homescar, count: usize) {
 /// receipt says so.
 #[tokio::test]
 async fn a_connection_stays_with_its_generation() {
-    let drain = "drain = { timeout = \"1s\", spread = \"100ms\" }";
+    let drain = "drain = { timeout = \"3s\", spread = \"100ms\" }";
     let homescar = Homescar::serve(&config("tcp", &[], "", drain));
     homescar.all_ready("app", WORKERS).await;
     let to = homescar.address("web").await;
@@ -336,17 +336,33 @@ async fn a_connection_stays_with_its_generation() {
     let over = format!("{}: generation 2 has taken over", home.slot);
     let is_it = |line: &Value| message(line).starts_with(&over);
     homescar.line_after(mark, &over, is_it).await;
-    // Both serve: who is there, and who comes.
+    // Both serve: who is there, also by another connection, and who comes.
     assert_eq!(old.whoami().await.unwrap().generation, 1);
-    let mut new = Client::connect_from(from, to).await.unwrap();
-    let who = new.whoami().await.unwrap();
-    assert_eq!((who.slot, who.generation), (home.slot.clone(), 2));
+    let mut other = Client::connect_from(from, to).await.unwrap();
+    let who = other.whoami().await.unwrap();
+    assert_eq!((&who.slot, who.generation), (&home.slot, 1));
+    let mut new = None;
+    for client in 2..50 {
+        let mut one = Client::connect_from(address_of_client(client), to)
+            .await
+            .unwrap();
+        let who = one.whoami().await.unwrap();
+        if who.slot == home.slot {
+            assert_eq!(who.generation, 2, "it is new");
+            new = Some(one);
+            break;
+        }
+    }
+    let mut new = new.expect("another client of the slot");
     let shown = slots(&homescar).await;
-    assert_eq!(shown[index].leaving[0].active, 1);
+    assert_eq!(shown[index].leaving[0].active, 2);
     assert!(old.rest().await.is_err(), "it is cut");
+    assert!(other.rest().await.is_err(), "it is cut");
+    let mut again = Client::connect_from(from, to).await.unwrap();
+    assert_eq!(again.whoami().await.unwrap().generation, 2);
     let receipt = restarted.await.unwrap();
     let of_home = receipt.slots.iter().find(|slot| slot.slot == home.slot);
-    assert_eq!(of_home.unwrap().connections.cut, 1);
+    assert_eq!(of_home.unwrap().connections.cut, 2);
     assert_eq!(new.whoami().await.unwrap().generation, 2);
 }
 

@@ -135,6 +135,33 @@ const kinds = {
     answering().listen(port);
   },
 
+  // Stands still for as long as it is asked to (/block?MS), and tells what it saw on its channel.
+  blocks() {
+    const saw = [];
+    process.on("message", (message) => saw.push(message));
+    const server = createServer((request, response) => {
+      const until = Date.now() + Number(request.url.split("?")[1] ?? 0);
+      while (Date.now() < until);
+      response.setHeader("connection", "close");
+      response.end(JSON.stringify(who({ saw })));
+    });
+    server.listen(port);
+  },
+
+  // Opens another server whenever it is asked to, and closes it.
+  opens() {
+    createServer((_, response) => {
+      const until = Date.now() + 1500;
+      while (Date.now() < until);
+      const more = createServer().listen(0, () => {
+        const { port } = more.address();
+        more.close();
+        response.setHeader("connection", "close");
+        response.end(JSON.stringify(who({ more: port })));
+      });
+    }).listen(port);
+  },
+
   unix() {
     createServer()
       .on("error", (error) => answering(() => ({ code: error.code })).listen(port))

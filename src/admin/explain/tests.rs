@@ -78,7 +78,7 @@ proptest! {
         let known = known.filter(|index| *index < slots.len());
         let client = Ipv4Addr::from_bits(client);
         let question = Question::read(&format!("client={client}")).unwrap();
-        let mut found = question.by_address(&snapshot.config.affinity);
+        let mut found = question.find(&snapshot.config.affinity, &snapshot, None, |_| None);
         found.known = known;
         let told = question.explain(found, &snapshot, &snapshot.live());
 
@@ -130,7 +130,7 @@ fn a_cookie_is_told_from_one_that_ended_or_is_forged() {
         ("forged".to_owned(), "address", "none of the secrets"),
     ] {
         let question = Question::read(&format!("client=10.0.0.1&cookie={cookie}")).unwrap();
-        let found = question.by_cookie(&affinity, &snapshot, Some(&secrets));
+        let found = question.find(&affinity, &snapshot, Some(&secrets), |_| None);
         assert_eq!(found.by, by);
         assert!(found.steps[0].contains(says), "{:?}", found.steps);
         assert_eq!(found.known.is_some(), by == "cookie");

@@ -289,6 +289,13 @@ impl Slots<'_> {
             "From a worker's start to its readiness.",
             ready.map(|(labels, stats)| (labels, stats.worker.ready.seen())),
         )?;
+        let lag = self.supervised();
+        page.histogram(
+            "homescar_worker_loop_lag_seconds",
+            "How late a worker's event loop answers a question that it gets once a second, under \
+             contract node.",
+            lag.map(|(labels, stats)| (labels, stats.worker.lag.seen.seen())),
+        )?;
         let backoff = self.supervised();
         page.gauge(
             "homescar_worker_backoff_seconds",

@@ -17,7 +17,7 @@ use super::{
     body::Framing,
     cookies, fields,
     forwarded::{self, Origin},
-    key::Decided,
+    key::identify,
     lesson::Lesson,
     record::RequestRecord,
     refusal::Refusal,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     affinity::AffinityKey,
-    cluster::Cluster,
+    cluster::{Cluster, Giver, Identity},
     config::{self, Key},
 };
 
@@ -45,7 +45,7 @@ pub(super) struct Destination {
     cluster: Cluster,
     /// The cluster as it was configured when the request came.
     config: Arc<config::Cluster>,
-    decided: Decided,
+    identity: Identity,
     is_encrypted: bool,
 }
 
@@ -87,7 +87,7 @@ impl Dispatch {
             Key::Cookie(_) => cluster.secrets(),
             _ => None,
         };
-        let decided = Decided::of(
+        let identity = identify(
             &of_cluster.affinity,
             all,
             request.target,
@@ -96,7 +96,7 @@ impl Dispatch {
             |id| cluster.learned().find(id, Instant::now()),
             secrets.as_ref().map_or(0, |_| now()),
         );
-        record.key = decided.by.into();
+        record.key = identity.by;
 
         request.write_head(out, origin.from_trusted);
         forwarded::write(out, &request, visitor.client, origin);
@@ -110,7 +110,7 @@ impl Dispatch {
         let destination = Destination {
             cluster,
             config: of_cluster,
-            decided,
+            identity,
             is_encrypted: origin.is_encrypted,
         };
         Ok(Self {
@@ -127,7 +127,7 @@ impl Destination {
 
     /// What identifies the client.
     pub(super) const fn key(&self) -> AffinityKey {
-        self.decided.key
+        self.identity.key
     }
 
     /// For the response to begin.
@@ -151,10 +151,8 @@ impl Destination {
 
     /// The search for the backend.
     pub(super) fn search(&self, may_hold: bool, may_reuse: bool) -> Search<'_> {
-        let mut search = Search::new(&self.cluster, self.decided.key, may_hold);
-        let Decided { token, giver, .. } = self.decided;
-        let by_token = token.map(|token| (token.slot, Some(token.generation)));
-        search.at_home_in(by_token.or_else(|| giver.map(|slot| (slot, None))));
+        let mut search = Search::new(&self.cluster, self.identity.key, may_hold);
+        search.at_home_in(self.identity.home());
         search.reuse(may_reuse);
         search
     }
@@ -169,11 +167,17 @@ impl Destination {
 
     /// What watches the response for the id that the client may get with it.
     pub(super) fn lesson(&self, home: &Home) -> Lesson {
-        if !self.decided.is_nameless {
+        if !self.identity.is_nameless {
             return Lesson::default();
         }
         match &self.config.affinity.key {
-            Key::Query(name) => Lesson::new(&self.cluster, name, home.slot().id),
+            Key::Query(name) => {
+                let giver = Giver {
+                    slot: home.slot().id,
+                    generation: home.generation(),
+                };
+                Lesson::new(&self.cluster, name, giver)
+            }
             _ => Lesson::default(),
         }
     }
@@ -183,7 +187,7 @@ impl Destination {
             return None;
         };
         let snapshot = self.cluster.load();
-        let (token, slot, now) = (self.decided.token, home.slot().id, now());
+        let (token, slot, now) = (self.identity.token, home.slot().id, now());
         let generation = home.generation();
         let is_known = token.is_some_and(|token| snapshot.position_of(token.slot).is_some());
         if !cookies::is_due(token, (slot, generation), is_known, now, config) {

@@ -4,77 +4,38 @@ use std::net::IpAddr;
 
 use super::{fields::trim, head::Field};
 use crate::{
-    affinity::{AffinityKey, Masks, Secrets, SlotId, Token},
+    affinity::Secrets,
+    cluster::{Giver, Identity, Shown},
     config::{Affinity, Key},
 };
 
 /// Cookies of the name that are read: a signature is verified for each.
 const MAX_COOKIES: usize = 8;
 
-/// What decides on a request's slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Decided {
-    pub(super) key: AffinityKey,
-    /// What the client's cookie says, which goes before the key.
-    pub(super) token: Option<Token>,
-    /// The slot that gave the client its id, which goes before the key.
-    pub(super) giver: Option<SlotId>,
-    /// The client has no id yet: the response may give it one.
-    pub(super) is_nameless: bool,
-    /// What it was, for logs.
-    pub(super) by: &'static str,
-}
-
-impl Decided {
-    /// Looks for what the cluster goes by, and takes the client's address where it is not there.
-    /// `learned` knows which slot gave out an id; `now` is in seconds since 1970.
-    pub(super) fn of(
-        affinity: &Affinity,
-        all: &[Field<'_>],
-        target: &str,
-        client: IpAddr,
-        secrets: Option<&Secrets>,
-        learned: impl FnOnce(&[u8]) -> Option<SlotId>,
-        now: u64,
-    ) -> Self {
-        let masks = Masks {
-            v4: affinity.prefix_v4,
-            v6: affinity.prefix_v6,
-        };
-        let address = AffinityKey::from_address(client, masks, affinity.seed);
-        let token = match (&affinity.key, secrets) {
-            (Key::Cookie(config), Some(secrets)) => {
-                let mut likely = cookies(all, &config.name).take(MAX_COOKIES);
-                likely.find_map(|text| secrets.read(text, now))
-            }
-            _ => None,
-        };
-        let value = match &affinity.key {
-            Key::Header(name) => header(all, name).map(|value| (value, "header")),
-            Key::Query(name) => query(target, name).map(|value| (value, "query")),
-            Key::Address | Key::Cookie(_) | Key::None => None,
-        };
-        let giver = match (value, &affinity.key) {
-            (Some((id, _)), Key::Query(_)) => learned(id),
-            _ => None,
-        };
-        let (key, by) = match (value, &affinity.key, token) {
-            (Some((value, by)), ..) => {
-                let by = if giver.is_some() { "learned" } else { by };
-                (AffinityKey::from_bytes(value, affinity.seed), by)
-            }
-            (None, Key::None, _) => (AffinityKey::from_bits(fastrand::u32(..)), "none"),
-            (None, _, Some(_)) => (address, "cookie"),
-            (None, _, None) => (address, "address"),
-        };
-        Self {
-            key,
-            token,
-            giver,
-            is_nameless: value.is_none() && matches!(affinity.key, Key::Query(_)),
-            by,
-        }
-    }
+/// What identifies the client of a request. `learned` knows who gave out an id; `now` is in seconds
+/// since 1970.
+pub(super) fn identify(
+    affinity: &Affinity,
+    all: &[Field<'_>],
+    target: &str,
+    client: IpAddr,
+    secrets: Option<&Secrets>,
+    learned: impl FnOnce(&[u8]) -> Option<Giver>,
+    now: u64,
+) -> Identity {
+    let (name, value) = match &affinity.key {
+        Key::Cookie(config) => (Some(&*config.name), None),
+        Key::Header(name) => (None, header(all, name)),
+        Key::Query(name) => (None, query(target, name)),
+        Key::Address | Key::None => (None, None),
+    };
+    let likely = name.into_iter().flat_map(|name| cookies(all, name));
+    let shown = Shown {
+        client,
+        cookies: likely.take(MAX_COOKIES),
+        value,
+    };
+    Identity::of(affinity, shown, secrets, learned, now)
 }
 
 /// The values of the cookies of this name (RFC 6265 §5.4). There may be several, of several paths
@@ -112,6 +73,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::affinity::{AffinityKey, SlotId, Token};
 
     fn field<'a>(name: &'a str, value: &'a str) -> Field<'a> {
         Field {
@@ -146,7 +108,7 @@ mod tests {
             let text = format!("{}homescar={good}", "homescar=forged;".repeat(forged));
             let all = [field("cookie", &text)];
             let client = IpAddr::from([1, 2, 3, 4]);
-            let decided = Decided::of(&affinity, &all, "/", client, Some(&secrets), |_| None, 0);
+            let decided = identify(&affinity, &all, "/", client, Some(&secrets), |_| None, 0);
             assert_eq!(decided.token.is_some(), is_read, "{forged}");
         }
     }
@@ -174,7 +136,7 @@ mod tests {
             ..Affinity::default()
         };
         let client = IpAddr::from([1, 2, 3, 4]);
-        let by = |all: &[Field<'_>]| Decided::of(&affinity, all, "/", client, None, |_| None, 0);
+        let by = |all: &[Field<'_>]| identify(&affinity, all, "/", client, None, |_| None, 0);
         assert_eq!(by(&[]).by, "address");
         assert_eq!(by(&[field("X-User", "")]), by(&[]));
         let ann = by(&[field("X-User", "ann")]);
@@ -191,11 +153,14 @@ mod tests {
             ..Affinity::default()
         };
         let client = IpAddr::from([1, 2, 3, 4]);
-        let slot = SlotId::of("app/0");
-        let learned = |id: &[u8]| (id == b"abc").then_some(slot);
-        let decided = |target| Decided::of(&affinity, &[], target, client, None, learned, 0);
+        let giver = Giver {
+            slot: SlotId::of("app/0"),
+            generation: 3,
+        };
+        let learned = |id: &[u8]| (id == b"abc").then_some(giver);
+        let decided = |target| identify(&affinity, &[], target, client, None, learned, 0);
         let [known, other, none] = ["/?sid=abc", "/?sid=abd", "/?sid="].map(decided);
-        assert_eq!((known.giver, known.by), (Some(slot), "learned"));
+        assert_eq!((known.giver, known.by), (Some(giver), "learned"));
         assert_eq!(
             known.key,
             AffinityKey::from_bytes(b"abc", 0),

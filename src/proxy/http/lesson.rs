@@ -8,7 +8,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use tokio::time::Instant;
 
 use super::response::Response;
-use crate::{affinity::SlotId, cluster::Cluster};
+use crate::cluster::{Cluster, Giver};
 
 /// How far into a body the id may stand.
 const REACH: usize = 1024;
@@ -22,16 +22,16 @@ pub(super) struct Lesson(Option<Box<Watch>>);
 #[derive(Debug)]
 struct Watch {
     cluster: Cluster,
-    slot: SlotId,
+    giver: Giver,
     finder: Finder,
 }
 
 impl Lesson {
-    /// Watches for the parameter of this name in what a slot answers.
-    pub(super) fn new(cluster: &Cluster, name: &Arc<str>, slot: SlotId) -> Self {
+    /// Watches for the parameter of this name in what a generation of a slot answers.
+    pub(super) fn new(cluster: &Cluster, name: &Arc<str>, giver: Giver) -> Self {
         Self(Some(Box::new(Watch {
             cluster: cluster.clone(),
-            slot,
+            giver,
             finder: Finder::new(Arc::clone(name)),
         })))
     }
@@ -56,7 +56,7 @@ impl Lesson {
                 watch
                     .cluster
                     .learned()
-                    .note(&id, watch.slot, Instant::now());
+                    .note(&id, watch.giver, Instant::now());
             }
             self.0 = None;
         }

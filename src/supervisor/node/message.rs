@@ -10,6 +10,9 @@ const SHORT: usize = 256;
 
 /// "I have received the descriptor."
 pub(super) const RECEIVED: &str = r#"{"cmd":"NODE_HANDLE_ACK"}"#;
+/// A descriptor that has not come with it. Node answers, "it is missing", as soon as its event loop
+/// runs, and the application sees neither.
+pub(super) const PING: &str = r#"{"cmd":"NODE_HANDLE"}"#;
 /// "Close your servers, and end when your connections have."
 pub(super) const DISCONNECT: &str = r#"{"cmd":"NODE_CLUSTER","act":"disconnect"}"#;
 /// What the application is told before it is ended; PM2's word.

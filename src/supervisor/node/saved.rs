@@ -3,9 +3,12 @@
 use std::{io, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{
-    Channel, Held, Query, Servers, SharedSockets, SlotSockets, sockets::SavedSocket,
+    Channel, Held, Query, Servers, SharedSockets, SlotSockets,
+    lag::{Lag, SavedLag},
+    sockets::SavedSocket,
     wire::SavedWire,
 };
 use crate::handover::{Incoming, Outgoing};
@@ -21,6 +24,8 @@ pub(in crate::supervisor) struct SavedChannel {
     online: bool,
     misfit: bool,
     listens: bool,
+    #[serde(default)]
+    lag: SavedLag,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,6 +64,7 @@ impl Channel {
             online: self.online,
             misfit: self.misfit,
             listens: self.listens,
+            lag: self.lag.saved(),
         })
     }
 
@@ -84,7 +90,9 @@ impl Channel {
         });
         let held = held.collect::<io::Result<_>>()?;
         Ok(Self {
-            wire: saved.wire.resumed(Arc::clone(&slot), incoming)?,
+            wire: saved
+                .wire
+                .resumed(Arc::clone(&slot), saved.lag.is_asked(), incoming)?,
             slot,
             sockets,
             shared,
@@ -95,6 +103,7 @@ impl Channel {
             online: saved.online,
             misfit: saved.misfit,
             listens: saved.listens,
+            lag: Lag::resumed(saved.lag, Instant::now()),
         })
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, net::UnixStream, time::Instant};
 use tracing::{debug, warn};
 
-use super::message;
+use super::{message, unread::unread};
 use crate::{
     handover::{self, Number, Outgoing},
     supervisor::pass,
@@ -20,6 +20,8 @@ const BYTES_PER_SECOND: usize = 1024 * 1024;
 const SECOND: Duration = Duration::from_secs(1);
 /// Answers that may wait to be taken; with so many, no more questions are read.
 const ANSWERS: usize = 64;
+/// Until it is looked again whether a descriptor can follow a ping.
+const SOON: Duration = Duration::from_millis(20);
 /// As often as Node itself sends a descriptor that has not arrived.
 const TRIES: u32 = 4;
 
@@ -36,6 +38,8 @@ pub(super) struct Wire {
     sent: usize,
     /// Whose descriptor is on its way.
     unconfirmed: Option<Letter>,
+    /// A [`message::PING`] is not answered yet.
+    pinged: bool,
 }
 
 /// The end of a line, and how much came lately.
@@ -83,6 +87,7 @@ impl SavedWire {
     pub(super) fn resumed(
         self,
         slot: Arc<str>,
+        pinged: bool,
         incoming: &mut handover::Incoming,
     ) -> io::Result<Wire> {
         let stream = std::os::unix::net::UnixStream::from(incoming.take(self.stream)?);
@@ -91,6 +96,7 @@ impl SavedWire {
         wire.incoming.rest = self.rest;
         wire.incoming.skipping = self.skipping;
         wire.incoming.warned = self.warned;
+        wire.pinged = pinged;
         Ok(wire)
     }
 }
@@ -127,6 +133,7 @@ impl Wire {
             outgoing: VecDeque::new(),
             sent: 0,
             unconfirmed: None,
+            pinged: false,
         }
     }
 
@@ -195,11 +202,52 @@ impl Wire {
         self.outgoing.insert(usize::from(self.sent > 0), letter);
     }
 
+    /// Asks for a sign of life, if that can be asked: only one that has read all that it was sent
+    /// reads this by itself. (Node takes a descriptor for that of the first such message which it
+    /// reads along with it; and whatever else may have it disconnect is done with.)
+    pub(super) fn ping(&mut self) -> bool {
+        let can = self.closed.is_none()
+            && self.outgoing.is_empty()
+            && self.unconfirmed.is_none()
+            && !self.pinged
+            && !self.has_unread();
+        if can {
+            self.post(message::PING, None);
+            self.pinged = true;
+            self.flush();
+        }
+        can
+    }
+
+    /// Takes an answer for that to the ping, if there was one. They come in the order of what they
+    /// answer, and no descriptor is on its way when a ping is sent.
+    pub(super) const fn ponged(&mut self) -> bool {
+        std::mem::replace(&mut self.pinged, false)
+    }
+
+    /// When a descriptor that waits for the ping before it to be read is looked at again.
+    pub(super) fn sends_again_at(&self) -> Option<Instant> {
+        let is_held_up = self.closed.is_none() && self.unconfirmed.is_none() && self.must_wait();
+        is_held_up.then(|| Instant::now() + SOON)
+    }
+
+    fn must_wait(&self) -> bool {
+        let is_next = |letter: &Letter| letter.socket.is_some();
+        self.pinged && self.outgoing.front().is_some_and(is_next) && self.has_unread()
+    }
+
+    fn has_unread(&self) -> bool {
+        unread(&self.stream).map_or(true, |unread| unread > 0)
+    }
+
     fn may_send(&self) -> bool {
         let first = self.outgoing.front();
         let is_confirmation =
             |letter: &Letter| letter.line.trim_ascii_end() == message::RECEIVED.as_bytes();
-        self.unconfirmed.is_none() || first.is_some_and(is_confirmation)
+        match self.unconfirmed {
+            None => !self.must_wait(),
+            Some(_) => first.is_some_and(is_confirmation),
+        }
     }
 
     /// Sends what can be sent now. As in Node, nothing follows a descriptor before it is
@@ -305,6 +353,48 @@ mod tests {
         assert_eq!(wire.interest(), Some(Interest::READABLE));
         wire.incoming.lines(b"\n", "app/0");
         assert_eq!(wire.reads_again_at(), None);
+    }
+
+    #[tokio::test]
+    async fn a_ping_is_read_by_itself() {
+        let (mut wire, theirs) = pair().await;
+        let socket = || Some(Arc::new(TcpListener::bind("127.0.0.1:0").unwrap()));
+        let read = |theirs: &UnixStream| {
+            let mut buffer = [0; 64];
+            let len = theirs.try_read(&mut buffer).unwrap_or_default();
+            String::from_utf8(buffer[..len].to_vec()).unwrap()
+        };
+        wire.stream.writable().await.unwrap();
+        wire.post("1", None);
+        wire.flush();
+        assert!(!wire.ping(), "there is something to be read before");
+        theirs.readable().await.unwrap();
+        assert_eq!(read(&theirs), "1\n");
+        assert!(wire.ping());
+        assert!(!wire.ping(), "one at a time");
+        // A descriptor is not read along with it, and what has none may be.
+        wire.post("2", None);
+        wire.post("3", socket());
+        wire.flush();
+        assert!(wire.sends_again_at().is_some());
+        assert_eq!(wire.interest(), Some(Interest::READABLE));
+        theirs.readable().await.unwrap();
+        assert_eq!(read(&theirs), format!("{}\n2\n", message::PING));
+        assert!(wire.sends_again_at().is_none());
+        wire.flush();
+        theirs.readable().await.unwrap();
+        assert_eq!(read(&theirs), "3\n");
+        assert!(wire.ponged(), "its answer comes first");
+        assert!(!wire.ponged());
+        wire.confirmed();
+        // Before a descriptor is confirmed, nothing is asked.
+        wire.post("4", socket());
+        wire.flush();
+        theirs.readable().await.unwrap();
+        assert_eq!(read(&theirs), "4\n");
+        assert!(!wire.ping());
+        wire.confirmed();
+        assert!(wire.ping());
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::SlotTask;
 use crate::{
     cluster::{ExitKind, SlotStats, StartReason, StopReason},
-    supervisor::generation::Generation,
+    supervisor::{generation::Generation, node::LoopLag},
 };
 
 impl SlotTask {
@@ -50,11 +50,22 @@ impl SlotTask {
     pub(super) fn count_ready(&self, after: Duration) {
         if let Some(stats) = self.counters() {
             stats.worker.ready.observe(after);
+            stats.worker.lag.forget();
         }
     }
 }
 
 impl Generation {
+    /// Notes how late its event loop is.
+    pub(super) fn count_lag(&self, lag: LoopLag) {
+        if let Some(stats) = &self.stats {
+            match lag {
+                LoopLag::Was(lag) => stats.worker.lag.was(lag),
+                LoopLag::Is(lag) => stats.worker.lag.is(lag),
+            }
+        }
+    }
+
     /// Counts that its end has begun.
     pub(super) fn count_stop(&self, why: StopReason) {
         if let Some(stats) = &self.stats {

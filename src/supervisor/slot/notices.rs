@@ -31,6 +31,7 @@ impl SlotTask {
                     }
                 }
                 Notice::Leaving => events.push(Event::Notified(Message::Stopping)),
+                Notice::Lag(lag) => generation.count_lag(lag),
                 Notice::Routed(socket, address) => {
                     if generation.moves_to(socket, address) {
                         self.cluster.report(generation.started()).await;

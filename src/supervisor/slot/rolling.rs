@@ -363,6 +363,8 @@ impl Successor {
                 Notice::Routed(socket, address) => {
                     moved |= self.generation.moves_to(socket, address);
                 }
+                // That of the slot is the present worker's.
+                Notice::Lag(_) => {}
                 Notice::Leaving => return Some(Progress::Failed("disconnects".to_owned())),
                 Notice::Misfit(why) => return Some(Progress::Failed(why.to_owned())),
             }
