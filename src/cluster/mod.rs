@@ -10,6 +10,7 @@ mod event;
 mod exhaustion;
 mod learned;
 mod load;
+mod rebalance;
 mod route;
 mod seats;
 mod slot;
@@ -22,7 +23,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
@@ -34,6 +35,7 @@ pub use event::{Event, Health, Started};
 pub use exhaustion::is_exhaustion;
 pub use learned::Learned;
 pub use load::{Live, View};
+pub use rebalance::{Rebalance, Standing, Stay, Step};
 pub use route::{Asker, Route};
 pub use seats::{Seat, Seats, Waiting};
 pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};
@@ -60,6 +62,8 @@ struct Shared {
     number: watch::Sender<u64>,
     secrets: ArcSwapOption<Secrets>,
     learned: Learned,
+    /// A WebSocket has come to another slot than its home.
+    strays: Notify,
     inbox: mpsc::Sender<Event>,
     connector: ArcSwapOption<Connector>,
 }
@@ -77,6 +81,7 @@ impl Cluster {
             current: ArcSwap::from_pointee(first),
             secrets: ArcSwapOption::empty(),
             learned: Learned::new(),
+            strays: Notify::new(),
             inbox,
             connector: ArcSwapOption::empty(),
         };
@@ -132,6 +137,21 @@ impl Cluster {
     /// controller that has ended is of no use to anybody and is dropped.
     pub async fn report(&self, event: Event) {
         let _ended = self.0.inbox.send(event).await;
+    }
+
+    /// Notes a WebSocket that was just opened: there may be reason to send it home later that no
+    /// snapshot will tell of.
+    pub fn note_stay(&self, stay: &Stay) {
+        let now = self.load();
+        let standing = now.standing(stay, &now.live());
+        if matches!(standing, Standing::Away(_) | Standing::Later) {
+            self.0.strays.notify_one();
+        }
+    }
+
+    /// Waits until there is one more of these. One task at a time can.
+    pub async fn strayed(&self) {
+        self.0.strays.notified().await;
     }
 
     /// A receiver that changes with every new snapshot; its value is the snapshot's number.

@@ -1,6 +1,7 @@
 //! The open connections of this thread, so that they can be cut.
 
 mod freeze;
+mod strays;
 
 use std::{
     cell::RefCell,
@@ -17,11 +18,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-pub(super) use self::freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed};
+pub(super) use self::{
+    freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed},
+    strays::{send_home, strays},
+};
 use super::{listener::Listener, record::Home};
 use crate::{
     affinity::AffinityKey,
-    cluster::{Load, SlotStats},
+    cluster::{Load, SlotStats, Stay},
 };
 
 thread_local! {
@@ -61,7 +65,7 @@ struct Open {
     /// It can be asked to go.
     farewell: Option<Farewell>,
     /// It carries a WebSocket.
-    is_tunnel: bool,
+    tunnel: Option<Arc<Stay>>,
     /// Wakes it to stand still, when it can be carried over to another image of the program.
     waker: Option<Waker>,
     /// It was there when that was noted.
@@ -74,27 +78,39 @@ pub(super) struct Farewell(Arc<Leave>);
 
 #[derive(Debug, Default)]
 struct Leave {
-    at: OnceLock<Instant>,
+    said: OnceLock<(Instant, Leaving)>,
     waker: AtomicWaker,
+}
+
+/// Why a connection is asked to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// What it came by, or goes to, ends.
+    Drain,
+    /// Its own slot takes it again.
+    Home,
 }
 
 impl Farewell {
     /// Waits until it is time to go. One task at a time can.
-    pub(super) async fn wait(&self) {
+    pub(super) async fn wait(&self) -> Leaving {
         let asked = poll_fn(|cx| {
             self.0.waker.register(cx.waker());
-            self.0.at.get().map_or(Poll::Pending, |at| Poll::Ready(*at))
+            let said = self.0.said.get();
+            said.map_or(Poll::Pending, |said| Poll::Ready(*said))
         });
-        sleep_until(asked.await).await;
+        let (at, why) = asked.await;
+        sleep_until(at).await;
+        why
     }
 
     /// Whether it was asked to go.
     pub(super) fn was_said(&self) -> bool {
-        self.0.at.get().is_some()
+        self.0.said.get().is_some()
     }
 
-    fn say(&self, at: Instant) {
-        let _again = self.0.at.set(at);
+    fn say(&self, at: Instant, why: Leaving) {
+        let _again = self.0.said.set((at, why));
         self.0.waker.wake();
     }
 }
@@ -115,7 +131,7 @@ where
             goes_to: None,
             task: None,
             farewell: None,
-            is_tunnel: false,
+            tunnel: None,
             waker: None,
             is_noted: false,
         })
@@ -140,11 +156,11 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration) {
     let mut tunnels = Vec::new();
     OPEN.with_borrow(|open| {
         for (_, open) in open.iter().filter(|(_, open)| open.is_one_of(which)) {
-            match (&open.farewell, open.is_tunnel, which) {
+            match (&open.farewell, open.tunnel.is_some(), which) {
                 (Some(farewell), true, _) => tunnels.push(farewell.clone()),
                 // Its next request may go to another slot.
                 (Some(_), false, Cut::Slot(_) | Cut::Generation(_)) | (None, ..) => {}
-                (Some(farewell), false, _) => farewell.say(now),
+                (Some(farewell), false, _) => farewell.say(now, Leaving::Drain),
             }
         }
     });
@@ -152,7 +168,7 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration) {
     let share = spread / u32::try_from(tunnels.len().max(1)).unwrap_or(u32::MAX);
     let mut at = now;
     for tunnel in tunnels {
-        tunnel.say(at + share.mul_f64(fastrand::f64()));
+        tunnel.say(at + share.mul_f64(fastrand::f64()), Leaving::Drain);
         at += share;
     }
 }
@@ -205,10 +221,10 @@ impl Ticket {
     }
 
     /// Notes that the connection carries a WebSocket from now on.
-    pub(super) fn is_tunnel(&self) {
+    pub(super) fn is_tunnel(&self, stay: Arc<Stay>) {
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.0) {
-                open.is_tunnel = true;
+                open.tunnel = Some(stay);
             }
         });
     }

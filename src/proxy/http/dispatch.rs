@@ -13,7 +13,7 @@ use http::{
 use tokio::time::Instant;
 
 use super::{
-    super::{connect::Search, record::Home},
+    super::{connect::Search, record::Home, registry::Ticket},
     body::Framing,
     cookies,
     fields::{self, Kind},
@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     affinity::AffinityKey,
-    cluster::Cluster,
-    config::{self, Key},
+    cluster::{Cluster, Snapshot, Stay},
+    config::{self, Cookie, Key},
 };
 
 /// A request that is ready to go.
@@ -167,15 +167,48 @@ impl Destination {
         }
     }
 
+    /// Notes that the request has become a WebSocket.
+    pub(super) fn note_tunnel(&self, home: &Home, ticket: &Ticket) {
+        let stay = Arc::new(self.stay(home));
+        ticket.is_tunnel(Arc::clone(&stay));
+        // Only now would a look find it.
+        self.cluster.note_stay(&stay);
+    }
+
+    /// What is to be known to send it home, should it come to be away.
+    fn stay(&self, home: &Home) -> Stay {
+        let snapshot = self.cluster.load();
+        let Decided { token, giver, .. } = self.decided;
+        let known = match &snapshot.config.affinity.key {
+            Key::Cookie(config) if self.is_cookie_due(&snapshot, home, config, now()) => {
+                Some(home.slot().id)
+            }
+            _ => token.map(|token| token.slot).or(giver),
+        };
+        Stay {
+            slot: Arc::clone(&home.slot().stats),
+            load: Arc::clone(home.load()),
+            key: self.decided.key,
+            known,
+            config: Arc::clone(&snapshot.config),
+            since: Instant::now(),
+        }
+    }
+
+    fn is_cookie_due(&self, now: &Snapshot, home: &Home, config: &Cookie, time: u64) -> bool {
+        let token = self.decided.token;
+        let is_known = token.is_some_and(|token| now.position_of(token.slot).is_some());
+        let place = (home.slot().id, home.generation());
+        cookies::is_due(token, place, is_known, time, config)
+    }
+
     fn cookie(&self, home: &Home) -> Option<String> {
         let snapshot = self.cluster.load();
         let Key::Cookie(config) = &snapshot.config.affinity.key else {
             return None;
         };
-        let (token, slot, now) = (self.decided.token, home.slot().id, now());
-        let generation = home.generation();
-        let is_known = token.is_some_and(|token| snapshot.position_of(token.slot).is_some());
-        if !cookies::is_due(token, (slot, generation), is_known, now, config) {
+        let (slot, generation, now) = (home.slot().id, home.generation(), now());
+        if !self.is_cookie_due(&snapshot, home, config, now) {
             return None;
         }
         let secrets = self.cluster.secrets()?;

@@ -55,7 +55,7 @@ pub(super) async fn serve<S: Side>(
         let head = tokio::select! {
             biased;
             head = client.next_head(&mut deadline, &config.limits, &config.timeouts) => Some(head),
-            () = farewell.wait(), if !is_asked => None,
+            _ = farewell.wait(), if !is_asked => None,
         };
         let next = match head.unwrap_or(Err(NoHead::Over)) {
             Err(NoHead::Over) if !client.input.is_empty() => Next::Request,
@@ -264,7 +264,9 @@ impl<S: Side> Carriage<'_, S> {
 
     /// Carries the WebSocket that the connection has become.
     async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
-        self.ticket.is_tunnel();
+        if let Some(home) = &self.record.journey.home {
+            destination.note_tunnel(home, self.ticket);
+        }
         self.record.becomes_tunnel();
         let config = destination.config();
         let from_client = std::mem::take(&mut self.client.input);

@@ -337,7 +337,9 @@ impl Errand<'_> {
             self.record.outcome = Outcome::CLIENT_GONE;
             return;
         };
-        self.ticket.is_tunnel();
+        if let Some(home) = &self.record.journey.home {
+            destination.note_tunnel(home, self.ticket);
+        }
         self.record.becomes_tunnel();
         let config = destination.config();
         let from_backend = backend.take_rest();

@@ -21,7 +21,7 @@ use crate::{
             record::Outcome,
         },
         record::Traffic,
-        registry::Farewell,
+        registry::{Farewell, Leaving},
         relay::Side,
     },
 };
@@ -32,6 +32,9 @@ const READS_PER_TURN: usize = 16;
 const ANSWER: Duration = Duration::from_secs(5);
 /// For the other side to end too, once one has ended or all is said.
 const LAST: Duration = Duration::from_secs(1);
+
+/// What a client is told that is sent to its own slot.
+const GOING_HOME: &str = "rebalance";
 
 /// An upgraded connection.
 #[derive(Debug)]
@@ -86,14 +89,16 @@ impl<D: Side, U: Side> Tunnel<'_, D, U> {
             deadline: Deadline::new(Instant::now() + idle),
             idle,
             drain,
-            is_asked: false,
+            asked: None,
             traffic: Traffic::default(),
         };
         carriage.early(from_client, from_backend);
         let mut asked = pin!(farewell.wait());
         let (outcome, is_orderly) = poll_fn(|cx| {
-            if !carriage.is_asked && asked.as_mut().poll(cx).is_ready() {
-                carriage.is_asked = true;
+            if carriage.asked.is_none()
+                && let Poll::Ready(why) = asked.as_mut().poll(cx)
+            {
+                carriage.asked = Some(why);
                 if carriage.phase == Phase::Open {
                     carriage.phase = Phase::Leaving;
                 }
@@ -134,8 +139,8 @@ struct Carriage<'a, D, U> {
     deadline: Deadline,
     idle: Duration,
     drain: &'a Drain,
-    /// It was asked to go.
-    is_asked: bool,
+    /// Why it was asked to go, if it was.
+    asked: Option<Leaving>,
     traffic: Traffic,
 }
 
@@ -210,13 +215,12 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             close_reason,
             ..
         } = self.drain;
+        let reason = match self.asked {
+            Some(Leaving::Home) => GOING_HOME,
+            Some(Leaving::Drain) | None => close_reason,
+        };
         let mut frame = Vec::new();
-        close(
-            &mut frame,
-            Direction::FromBackend,
-            *close_code,
-            close_reason,
-        );
+        close(&mut frame, Direction::FromBackend, *close_code, reason);
         self.to_down.append(&frame);
         self.first_close.get_or_insert(("proxy", Some(*close_code)));
         self.phase = Phase::Said;
@@ -404,7 +408,10 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
 
     fn how_it_ended(&self) -> Outcome {
         match self.first_close {
-            Some(("proxy", _)) if self.backend_ended && !self.is_asked => {
+            Some(("proxy", _)) if self.asked == Some(Leaving::Home) => {
+                Outcome::new("proxy", "rebalanced")
+            }
+            Some(("proxy", _)) if self.backend_ended && self.asked.is_none() => {
                 Outcome::new("backend", "gone")
             }
             Some((by, _)) => Outcome::new(by, "closed"),
