@@ -48,6 +48,9 @@
 //! ready beside it and stays so for `stable`, then takes the slot over, and the one before finishes
 //! what it has. One that does not get that far replaces nobody.
 //!
+//! A WebSocket that meanwhile went to another slot is sent home once its own has settled:
+//! [`Rebalance`](cluster::Rebalance) decides who and when, for the whole cluster.
+//!
 //! # The life of an image
 //!
 //! On SIGUSR2 the process becomes another program, `app/upgrade/`: everything stands still

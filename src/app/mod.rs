@@ -7,6 +7,7 @@ mod drain;
 mod guests;
 mod office;
 mod operate;
+mod rebalance;
 mod reload;
 mod secrets;
 mod service;
@@ -232,6 +233,10 @@ impl App {
             let connector = self.certificates.connector(&cluster.name);
             let from = from.as_deref_mut();
             let running = RunningCluster::start(cluster, connector, entrances, &self.home, from);
+            running.keep_running(rebalance::run(
+                running.cluster().clone(),
+                Arc::clone(&self.plane),
+            ));
             self.clusters.insert(Arc::clone(&cluster.name), running);
         }
         secrets::hand_out(signing, |name| self.clusters.get(name));

@@ -11,7 +11,7 @@ use super::{
     App, Place, StartError, bind_new, close_all,
     cluster::{RunningCluster, stop_workers},
     direct::refuse_changes,
-    secrets,
+    rebalance, secrets,
     service::PassedSockets,
 };
 use crate::{
@@ -72,6 +72,10 @@ impl App {
             let connector = self.certificates.connector(&config.name);
             let Some(running) = self.clusters.get_mut(&config.name) else {
                 let running = RunningCluster::start(config, connector, entrances, &self.home, None);
+                running.keep_running(rebalance::run(
+                    running.cluster().clone(),
+                    Arc::clone(&self.plane),
+                ));
                 self.clusters.insert(Arc::clone(&config.name), running);
                 continue;
             };

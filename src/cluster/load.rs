@@ -18,7 +18,11 @@ pub trait View {
     /// What the slot at this index has now: connections, or in HTTP requests.
     fn active(&self, index: usize) -> u64;
     /// Whether it has no seat to give.
-    fn is_full(&self, index: usize) -> bool;
+    fn is_full(&self, index: usize) -> bool {
+        self.free(index) == 0
+    }
+    /// How many seats it has to give.
+    fn free(&self, index: usize) -> usize;
 }
 
 /// The slots of a snapshot as they are now.
@@ -34,8 +38,8 @@ impl View for Live<'_> {
         self.0.entries[index].slot.stats.active.load(Relaxed)
     }
 
-    fn is_full(&self, index: usize) -> bool {
-        self.0.entries[index].slot.stats.seats.are_taken()
+    fn free(&self, index: usize) -> usize {
+        self.0.entries[index].slot.stats.seats.free()
     }
 }
 

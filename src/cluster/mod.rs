@@ -11,6 +11,7 @@ mod exhaustion;
 mod identity;
 mod learned;
 mod load;
+mod rebalance;
 mod residents;
 mod route;
 mod seats;
@@ -24,7 +25,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
@@ -37,6 +38,7 @@ pub use exhaustion::is_exhaustion;
 pub use identity::{Identity, Shown, key_of_address};
 pub use learned::{Giver, Learned, SavedLearned};
 pub use load::{Live, View};
+pub use rebalance::{Rebalance, Standing, Stay, Step};
 pub use residents::{Resident, Residents};
 pub use route::{Asker, Route};
 pub use seats::{Seat, Seats, Waiting};
@@ -64,6 +66,8 @@ struct Shared {
     number: watch::Sender<u64>,
     secrets: ArcSwapOption<Secrets>,
     learned: Learned,
+    /// A WebSocket has come to another slot than its home.
+    strays: Notify,
     inbox: mpsc::Sender<Event>,
     connector: ArcSwapOption<Connector>,
 }
@@ -81,6 +85,7 @@ impl Cluster {
             current: ArcSwap::from_pointee(first),
             secrets: ArcSwapOption::empty(),
             learned: Learned::new(),
+            strays: Notify::new(),
             inbox,
             connector: ArcSwapOption::empty(),
         };
@@ -136,6 +141,21 @@ impl Cluster {
     /// controller that has ended is of no use to anybody and is dropped.
     pub async fn report(&self, event: Event) {
         let _ended = self.0.inbox.send(event).await;
+    }
+
+    /// Notes a WebSocket that was just opened: there may be reason to send it home later that no
+    /// snapshot will tell of.
+    pub fn note_stay(&self, stay: &Stay) {
+        let now = self.load();
+        let standing = now.standing(stay, &now.live());
+        if matches!(standing, Standing::Away(_) | Standing::Later) {
+            self.0.strays.notify_one();
+        }
+    }
+
+    /// Waits until there is one more of these. One task at a time can.
+    pub async fn strayed(&self) {
+        self.0.strays.notified().await;
     }
 
     /// A receiver that changes with every new snapshot; its value is the snapshot's number.

@@ -51,6 +51,12 @@ impl Seats {
         self.free.available_permits() == 0
     }
 
+    /// How many are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.free.available_permits()
+    }
+
     /// Who waits now.
     #[must_use]
     pub fn waiting(&self) -> usize {

@@ -18,6 +18,9 @@ pub struct Balance {
     pub max_load: Option<f64>,
     /// How many clients a slot may have at all. Default: off.
     pub capacity: Option<Capacity>,
+    /// How many WebSockets a second are sent home that are in another slot than their own, once that
+    /// takes them again. Default 10.
+    pub rebalance: Option<NonZeroU32>,
 }
 
 /// When a slot is ejected for what its clients met.

@@ -187,6 +187,7 @@ impl Cluster {
             health,
             balance: Balance {
                 passive,
+                rebalance: NonZeroU32::new(10),
                 ..Balance::default()
             },
             drain: Drain::default(),

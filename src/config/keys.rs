@@ -172,6 +172,7 @@ pub(super) static CLUSTER: Keys = Keys {
         "max_connections_per_slot",
         "on_full",
         "queue",
+        "rebalance",
         "drain",
         "timeouts",
     ])

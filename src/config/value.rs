@@ -3,7 +3,7 @@
 //!
 //! Errors are sentences for the person who wrote the value: what is wrong, and what to write.
 
-use std::{fmt, time::Duration};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
 use super::{OnDown, Records};
 
@@ -142,6 +142,32 @@ pub(super) fn records_of(records: Records) -> String {
     }
 }
 
+/// The most of something a second that may be asked for.
+const MAX_PER_SECOND: u32 = 1000;
+
+/// So many a second: `10/s`.
+pub(super) fn per_second(text: &str) -> Result<NonZeroU32, String> {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!(
+            "{text} has no unit: write \"{text}/s\", or \"off\""
+        ));
+    }
+    let number = text.strip_suffix("/s").map(str::trim_end);
+    let number = number.and_then(|number| number.parse().ok());
+    let valid = number.filter(|number: &NonZeroU32| number.get() <= MAX_PER_SECOND);
+    valid.ok_or_else(|| {
+        format!(
+            "must be a number a second from \"1/s\" to \"{MAX_PER_SECOND}/s\", or \"off\", is {}",
+            quoted(text)
+        )
+    })
+}
+
+/// A number a second as [`per_second`] reads it.
+pub(super) fn per_second_of(value: NonZeroU32) -> String {
+    format!("{value}/s")
+}
+
 /// `hold 2s`, `next` or `reject`.
 pub(super) fn on_down(text: &str) -> Result<OnDown, String> {
     match text.split_once(' ').unwrap_or((text, "")) {
@@ -215,6 +241,12 @@ mod tests {
         }
 
         #[test]
+        fn rates_survive_the_way_back(rate in 1..=MAX_PER_SECOND) {
+            let rate = NonZeroU32::new(rate).unwrap();
+            prop_assert_eq!(per_second(&per_second_of(rate)), Ok(rate));
+        }
+
+        #[test]
         fn bytes_survive_the_way_back(number in any::<u64>(), shift in 0..64u32) {
             let value = number >> shift;
             prop_assert_eq!(bytes(&bytes_of(value)), Ok(value));
@@ -229,7 +261,7 @@ mod tests {
 
         #[test]
         fn nothing_that_is_typed_makes_a_panic(text in any::<String>()) {
-            let _ = (duration(&text), bytes(&text), name(&text), on_down(&text));
+            let _ = (duration(&text), bytes(&text), name(&text), on_down(&text), per_second(&text));
         }
     }
 }

@@ -31,7 +31,7 @@ pub use http::counts;
 #[cfg(fuzzing)]
 pub use http::fuzzing;
 pub use listener::{Listener, Settings};
-pub use plane::DataPlane;
+pub use plane::{DataPlane, Stray};
 pub use record::CloseReason;
 pub use registry::{Cut, Whereabouts};
 pub use share::write_records;

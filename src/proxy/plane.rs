@@ -2,6 +2,9 @@
 //! connection loads once.
 
 mod handover;
+mod strays;
+
+pub use self::strays::Stray;
 
 use std::{
     io,

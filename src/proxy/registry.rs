@@ -1,6 +1,7 @@
 //! The open connections of this thread, so that they can be cut.
 
 mod freeze;
+mod strays;
 
 use std::{
     cell::RefCell,
@@ -11,17 +12,21 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 use tokio::{
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
 
-pub(super) use self::freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed};
+pub(super) use self::{
+    freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed},
+    strays::{send_home, strays},
+};
 use super::{listener::Listener, record::Home};
 use crate::{
-    affinity::AffinityKey,
-    cluster::{Load, Resident, SlotStats},
+    affinity::{AffinityKey, SlotId},
+    cluster::{Cluster, Load, Resident, SlotStats, Stay},
 };
 
 thread_local! {
@@ -65,6 +70,8 @@ struct Open {
     farewell: Option<Farewell>,
     /// It carries a WebSocket.
     is_tunnel: bool,
+    /// What is to be known to send that home, should it come to be away.
+    stay: Option<Arc<Stay>>,
     /// Wakes it to stand still, when it can be carried over to another image of the program.
     waker: Option<Waker>,
     /// It was there when that was noted.
@@ -85,8 +92,19 @@ struct Leave {
 struct Said {
     /// When it has to go.
     at: Instant,
+    why: Leaving,
     /// Only if it cannot be carried over to another image of the program.
     unless_carried: bool,
+}
+
+/// Why a connection is asked to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Leaving {
+    /// What it came by, or goes to, ends.
+    Drain,
+    /// Its own slot takes it again.
+    Home,
 }
 
 /// Who is asked to go.
@@ -102,16 +120,18 @@ pub(super) enum Asked {
 
 impl Farewell {
     /// Waits until it is time to go. One task at a time can.
-    pub(super) async fn wait(&self) {
+    pub(super) async fn wait(&self) -> Leaving {
         let asked = poll_fn(|cx| {
             self.0.waker.register(cx.waker());
             match self.0.said.get() {
-                Some(said) => Poll::Ready(said.at),
+                Some(said) => Poll::Ready(*said),
                 None => Poll::Pending,
             }
         });
+        let Said { at, why, .. } = asked.await;
         // Rare and large: kept out of the size of every connection's future.
-        Box::pin(sleep_until(asked.await)).await;
+        Box::pin(sleep_until(at)).await;
+        why
     }
 
     /// Whether it was asked to go.
@@ -119,19 +139,30 @@ impl Farewell {
         self.0.said.get().is_some()
     }
 
-    /// When it has to go, if it was asked to.
-    pub(super) fn said(&self) -> Option<Instant> {
-        self.0.said.get().map(|said| said.at)
+    /// When and why it has to go, if it was asked to.
+    pub(super) fn said(&self) -> Option<(Instant, Leaving)> {
+        self.0.said.get().map(|said| (said.at, said.why))
     }
 
     /// Asks it to go.
-    pub(super) fn say(&self, at: Instant) {
-        self.ask(at, Asked::All);
+    pub(super) fn say(&self, at: Instant, why: Leaving) {
+        self.set(Said {
+            at,
+            why,
+            unless_carried: false,
+        });
     }
 
     fn ask(&self, at: Instant, asked: Asked) {
-        let unless_carried = asked != Asked::All;
-        let _again = self.0.said.set(Said { at, unless_carried });
+        self.set(Said {
+            at,
+            why: Leaving::Drain,
+            unless_carried: asked != Asked::All,
+        });
+    }
+
+    fn set(&self, said: Said) {
+        let _again = self.0.said.set(said);
         self.0.waker.wake();
     }
 
@@ -158,6 +189,7 @@ where
             task: None,
             farewell: None,
             is_tunnel: false,
+            stay: None,
             waker: None,
             is_noted: false,
         })
@@ -256,13 +288,34 @@ impl Ticket {
         })
     }
 
-    /// Notes that the connection carries a WebSocket from now on.
-    pub(super) fn is_tunnel(&self) {
+    /// Notes that the connection carries a WebSocket from now on; `known` is the slot that its client
+    /// will name when it comes again.
+    pub(super) fn is_tunnel(
+        &self,
+        cluster: &Cluster,
+        home: Option<&Home>,
+        key: AffinityKey,
+        known: Option<SlotId>,
+    ) {
+        let stay = home.map(|home| Stay {
+            slot: Arc::clone(&home.slot().stats),
+            load: Arc::clone(home.load()),
+            key,
+            known,
+            config: Arc::clone(&cluster.load().config),
+            since: Instant::now(),
+        });
+        let stay = stay.map(Arc::new);
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.0) {
                 open.is_tunnel = true;
+                open.stay.clone_from(&stay);
             }
         });
+        if let Some(stay) = stay {
+            // Only now would a look find it.
+            cluster.note_stay(&stay);
+        }
     }
 
     /// Notes that the connection goes to no slot any more.

@@ -123,7 +123,7 @@ pub const HANDSHAKES: [&str; 12] = [
 ];
 
 /// By whom a request was ended, and why: what records say in `by` and `reason`.
-pub const ENDS: [(&str, &str); 38] = [
+pub const ENDS: [(&str, &str); 39] = [
     ("backend", "done"),
     ("client", "gone"),
     ("client", "slow"),
@@ -137,6 +137,7 @@ pub const ENDS: [(&str, &str); 38] = [
     ("backend", "response_timeout"),
     ("backend", "connect_failed"),
     ("proxy", "closed"),
+    ("proxy", "rebalanced"),
     ("proxy", "cut"),
     ("proxy", "idle_timeout"),
     ("proxy", "slot_down"),

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
 };
 
@@ -145,6 +145,7 @@ passive = "off"
 slow_start = "off"
 max_load = "off"
 max_connections_per_slot = "off"
+rebalance = "10/s"
 drain = { timeout = "30s", spread = "10s", close = 1012, reason = "" }
 timeouts = { connect = "2s", response = "1m" }
 
@@ -261,6 +262,7 @@ fn what_is_written_is_what_is_used() {
     assert_eq!((capacity.per_slot.get(), capacity.queue_length), (10, 0));
     assert_eq!(capacity.on_full, OnFull::Next);
     assert_eq!(balance.max_load, Some(2.0));
+    assert_eq!(balance.rebalance.map(NonZeroU32::get), Some(25));
     assert!(balance.passive.as_ref().unwrap().server_errors);
     assert_eq!(clusters[1].balance, Balance::default());
     let of_workers = clusters[2].balance.passive.clone();

@@ -43,6 +43,7 @@ mod passive;
 mod pause;
 mod proxy_header;
 mod real_clients;
+mod rebalance;
 mod relay;
 mod reload;
 mod same_name;

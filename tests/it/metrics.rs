@@ -36,7 +36,7 @@ use crate::{
 pub(crate) struct Page(BTreeMap<String, f64>, String);
 
 impl Page {
-    async fn of(homescar: &Homescar) -> Self {
+    pub(crate) async fn of(homescar: &Homescar) -> Self {
         let text = get(homescar, "").await;
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
         let samples = body.lines().filter(|line| !line.starts_with('#'));
@@ -48,7 +48,7 @@ impl Page {
     }
 
     /// The sum of the samples of this name that have these labels.
-    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let fits = |sample: &str| {
             let (its, rest) = sample.split_once('{').unwrap_or((sample, ""));
             let has = |(key, value): &(&str, &str)| rest.contains(&format!("{key}=\"{value}\""));

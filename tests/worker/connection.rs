@@ -10,6 +10,7 @@
 //! | `close` | FIN |
 //! | `hang` | the whole process acts dead from then on |
 //! | `die` | the whole process aborts |
+//! | `GET /ws HTTP/1.1` | a WebSocket: `whoami` as a message, then each message comes back |
 //! | `GET /PATH HTTP/1.1` | 200, or for `/health` the status in `--health-file`; keep-alive |
 
 use std::{
@@ -19,6 +20,10 @@ use std::{
     os::unix::net::UnixStream,
     process,
     time::Duration,
+};
+
+use tokio_tungstenite::tungstenite::{
+    Message, WebSocket, handshake::derive_accept_key, protocol::Role,
 };
 
 use crate::{HUNG, hang, options::Options};
@@ -173,9 +178,17 @@ impl Connection {
     /// Answers one request; false when the connection is to end.
     fn http(&mut self, rest: &str, options: &Options) -> io::Result<bool> {
         let path = rest.split(' ').next().unwrap_or("/").to_owned();
-        let mut keep = true;
+        let (mut keep, mut key) = (true, None);
         while let Some(header) = self.line()?.filter(|line| !line.is_empty()) {
             keep &= !header.eq_ignore_ascii_case("connection: close");
+            let (name, value) = header.split_once(": ").unwrap_or_default();
+            if name.eq_ignore_ascii_case("sec-websocket-key") {
+                key = Some(value.to_owned());
+            }
+        }
+        if let (Some(key), "/ws") = (key, &*path) {
+            self.websocket(&key);
+            return Ok(false);
         }
         let status = match &options.health_file {
             Some(file) if path == "/health" => fs::read_to_string(file)?.trim().to_owned(),
@@ -190,6 +203,29 @@ impl Connection {
             body.len(),
         )?;
         Ok(keep)
+    }
+
+    /// Says who it is, and sends back what comes, until the end.
+    fn websocket(&mut self, key: &str) {
+        let accept = derive_accept_key(key.as_bytes());
+        let text = self.identity();
+        let head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        );
+        if self.out().write_all(head.as_bytes()).is_err() {
+            return;
+        }
+        let mut socket = WebSocket::from_raw_socket(self.out(), Role::Server, None);
+        let mut next = Ok(Message::text(text));
+        while let Ok(message) = next {
+            if matches!(message, Message::Text(_) | Message::Binary(_))
+                && socket.send(message).is_err()
+            {
+                return;
+            }
+            next = socket.read();
+        }
     }
 
     /// `v1 TCP4 SRC DST SPORT DPORT`, or `v2 COMMAND SRC:PORT DST:PORT`, or how it looked.

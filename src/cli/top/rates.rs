@@ -145,6 +145,7 @@ pub(super) mod tests {
             connect_failures: 1,
             bytes_up: 4096,
             bytes_down: 1 << 20,
+            loop_lag_ms: None,
         }
     }
 

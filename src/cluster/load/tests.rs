@@ -31,8 +31,8 @@ impl View for Still {
         self.active[index]
     }
 
-    fn is_full(&self, index: usize) -> bool {
-        self.active[index] >= self.seats
+    fn free(&self, index: usize) -> usize {
+        self.seats.saturating_sub(self.active[index]) as usize
     }
 }
 

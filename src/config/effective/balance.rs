@@ -3,7 +3,11 @@
 use std::fmt::{self, Write};
 
 use super::{duration_or_off, or_off};
-use crate::config::{Balance, Capacity, Passive, value::duration_of, word};
+use crate::config::{
+    Balance, Capacity, Passive,
+    value::{duration_of, per_second_of},
+    word,
+};
 
 pub(super) fn write(out: &mut String, balance: &Balance) -> fmt::Result {
     match &balance.passive {
@@ -18,10 +22,15 @@ pub(super) fn write(out: &mut String, balance: &Balance) -> fmt::Result {
     let capacity = &balance.capacity;
     let per_slot = capacity.as_ref().map(|capacity| capacity.per_slot);
     writeln!(out, "max_connections_per_slot = {}", or_off(per_slot))?;
-    match capacity {
-        Some(capacity) => write_queue(out, capacity),
-        None => Ok(()),
+    if let Some(capacity) = capacity {
+        write_queue(out, capacity)?;
     }
+    let rebalance = balance.rebalance.map(per_second_of);
+    writeln!(
+        out,
+        "rebalance = \"{}\"",
+        rebalance.as_deref().unwrap_or("off")
+    )
 }
 
 fn write_passive(out: &mut String, passive: &Passive) -> fmt::Result {

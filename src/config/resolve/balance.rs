@@ -23,7 +23,11 @@ pub(super) fn balance(section: &Section<'_>, default: Balance) -> Balance {
     let slow_start = slow_start.and_then(|item| item.unless_off(Item::duration));
     let max_load = section.get("max_load");
     let max_load = max_load.and_then(|item| item.unless_off(|item| item.number(1.0..=100.0)));
+    let rebalance = section.get("rebalance");
+    let rebalance =
+        rebalance.and_then(|item| item.unless_off(|item| item.number_or_text(value::per_second)));
     Balance {
+        rebalance: rebalance.unwrap_or(default.rebalance),
         passive: passive.unwrap_or(default.passive),
         slow_start: slow_start.unwrap_or(default.slow_start),
         max_load: max_load.unwrap_or(default.max_load),

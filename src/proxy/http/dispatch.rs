@@ -27,9 +27,9 @@ use super::{
     visitor::Visitor,
 };
 use crate::{
-    affinity::AffinityKey,
-    cluster::{Cluster, Giver, Identity},
-    config::{self, Key},
+    affinity::{AffinityKey, SlotId},
+    cluster::{Cluster, Giver, Identity, Snapshot},
+    config::{self, Cookie, Key},
 };
 
 /// A request that is ready to go.
@@ -96,7 +96,7 @@ impl Dispatch {
             |id| cluster.learned().find(id, Instant::now()),
             secrets.as_ref().map_or(0, |_| now()),
         );
-        record.key = identity.by;
+        record.key = identity.by.into();
 
         request.write_head(out, origin.from_trusted);
         forwarded::write(out, &request, visitor.client, origin);
@@ -182,15 +182,32 @@ impl Destination {
         }
     }
 
+    /// The slot that the client will name when it comes again, if it names one.
+    pub(super) fn known(&self, home: &Home) -> Option<SlotId> {
+        match &self.config.affinity.key {
+            Key::Cookie(config)
+                if self.is_cookie_due(&self.cluster.load(), home, config, now()) =>
+            {
+                Some(home.slot().id)
+            }
+            _ => self.identity.home().map(|(slot, _)| slot),
+        }
+    }
+
+    fn is_cookie_due(&self, now: &Snapshot, home: &Home, config: &Cookie, time: u64) -> bool {
+        let token = self.identity.token;
+        let is_known = token.is_some_and(|token| now.position_of(token.slot).is_some());
+        let place = (home.slot().id, home.generation());
+        cookies::is_due(token, place, is_known, time, config)
+    }
+
     fn cookie(&self, home: &Home) -> Option<String> {
         let Key::Cookie(config) = &self.config.affinity.key else {
             return None;
         };
         let snapshot = self.cluster.load();
-        let (token, slot, now) = (self.identity.token, home.slot().id, now());
-        let generation = home.generation();
-        let is_known = token.is_some_and(|token| snapshot.position_of(token.slot).is_some());
-        if !cookies::is_due(token, (slot, generation), is_known, now, config) {
+        let (slot, generation, now) = (home.slot().id, home.generation(), now());
+        if !self.is_cookie_due(&snapshot, home, config, now) {
             return None;
         }
         let secrets = self.cluster.secrets()?;

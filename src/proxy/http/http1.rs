@@ -310,8 +310,7 @@ impl<S: Side> Carriage<'_, S> {
             self.record,
             backend.into_stream(),
             tunnel,
-            destination.key(),
-            destination.cluster().clone(),
+            destination,
         )))
     }
 

@@ -106,7 +106,7 @@ async fn drive<C>(
         tokio::select! {
             biased;
             _over = connection.as_mut() => return,
-            () = farewell.wait(), if !is_leaving => {
+            _ = farewell.wait(), if !is_leaving => {
                 is_leaving = true;
                 connection.as_mut().say_goodbye();
                 continue;

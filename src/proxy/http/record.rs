@@ -167,7 +167,7 @@ impl RequestRecord {
     }
 
     fn is_failure(&self) -> bool {
-        self.status >= 500 || !matches!(self.outcome.reason, "done" | "closed")
+        self.status >= 500 || !matches!(self.outcome.reason, "done" | "closed" | "rebalanced")
     }
 }
 

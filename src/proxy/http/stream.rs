@@ -338,7 +338,11 @@ impl Errand<'_> {
             self.record.outcome = Outcome::CLIENT_GONE;
             return;
         };
-        self.ticket.is_tunnel();
+        let home = self.record.journey.home.as_ref();
+        let known = home.and_then(|home| destination.known(home));
+        let cluster = destination.cluster();
+        self.ticket
+            .is_tunnel(cluster, home, destination.key(), known);
         self.record.becomes_tunnel();
         let config = destination.config();
         let from_backend = backend.take_rest();

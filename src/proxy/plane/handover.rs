@@ -104,7 +104,7 @@ impl DataPlane {
     }
 
     /// Does something on each thread; gives what each has come to, in their order.
-    async fn on_each<F, T>(&self, task: impl Fn() -> F) -> Vec<T>
+    pub(super) async fn on_each<F, T>(&self, task: impl Fn() -> F) -> Vec<T>
     where
         F: Future<Output = T> + Send + 'static,
         T: Send + 'static,

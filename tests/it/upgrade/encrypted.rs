@@ -145,6 +145,7 @@ fn get(path: &str) -> Request<Empty<Bytes>> {
 
 /// One of each that cannot come along, busy when the upgrade begins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one story, told in one piece")]
 async fn what_is_under_way_is_finished() {
     let (began, mut begun) = mpsc::unbounded_channel();
     let source = backend(move |request: Request<Incoming>| {
@@ -524,6 +525,7 @@ async fn tickets_are_forgotten_with_the_authority() {
 
 /// Who is at home by a cookie, or by an id that its worker has given it, stays there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one story, told in one piece")]
 async fn cookies_and_ids_are_believed_after_an_upgrade() {
     let mut names = Vec::new();
     for index in 0..5 {

@@ -360,6 +360,7 @@ fn close(code: u16) -> [u8; 8] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one story, told in one piece")]
 async fn every_byte_arrives_over_many_upgrades_and_a_drain_ends_them() {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (mut one, web) = front(&backend, "timeout = \"20s\", spread = \"500ms\"").await;

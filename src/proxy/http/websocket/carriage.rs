@@ -16,12 +16,15 @@ use crate::{
     config::Drain,
     proxy::{
         http::{body::Encoder, buffers, deadline::Deadline, out::Out, record::Outcome},
+        registry::Leaving,
         relay::Side,
     },
 };
 
 /// Reads in a row before other connections of the thread get their turn.
 const READS_PER_TURN: usize = 16;
+/// What a client is told that is sent to its own slot.
+const GOING_HOME: &str = "rebalance";
 /// For a client to answer a Close frame.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -88,13 +91,12 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             close_reason,
             ..
         } = self.drain;
+        let reason = match self.tunnel.asked {
+            Some(Leaving::Home) => GOING_HOME,
+            Some(Leaving::Drain) | None => close_reason,
+        };
         let mut frame = Vec::new();
-        close(
-            &mut frame,
-            Direction::FromBackend,
-            *close_code,
-            close_reason,
-        );
+        close(&mut frame, Direction::FromBackend, *close_code, reason);
         self.tunnel.to_down.append(&frame);
         self.tunnel
             .first_close
@@ -288,7 +290,10 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
 
     fn how_it_ended(&self) -> Outcome {
         match self.tunnel.first_close {
-            Some(("proxy", _)) if self.tunnel.backend_ended && !self.tunnel.is_asked => {
+            Some(("proxy", _)) if self.tunnel.asked == Some(Leaving::Home) => {
+                Outcome::new("proxy", "rebalanced")
+            }
+            Some(("proxy", _)) if self.tunnel.backend_ended && self.tunnel.asked.is_none() => {
                 Outcome::new("backend", "gone")
             }
             Some((by, _)) => Outcome::new(by, "closed"),

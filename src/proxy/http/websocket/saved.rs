@@ -12,7 +12,7 @@ use super::{
     upgraded::WebSocket,
 };
 use crate::{
-    affinity::AffinityKey,
+    affinity::{AffinityKey, SlotId},
     handover::{Moment, text},
     proxy::{
         Listener, Settings,
@@ -22,6 +22,7 @@ use crate::{
             record::{RequestRecord, SavedRequest},
         },
         record::Traffic,
+        registry::Leaving,
     },
 };
 
@@ -33,8 +34,10 @@ pub(in crate::proxy) struct SavedWebSocket {
     cluster: Arc<str>,
     request: SavedRequest,
     key: u32,
-    /// When it is to go, if it was asked to.
-    leaves: Option<Moment>,
+    /// The slot that its client will name.
+    known: Option<u64>,
+    /// When and why it is to go, if it was asked to.
+    leaves: Option<(Moment, Leaving)>,
     tunnel: SavedTunnel,
 }
 
@@ -53,7 +56,7 @@ struct SavedTunnel {
     backend_ended: bool,
     phase: Phase,
     first_close: Option<SavedClose>,
-    is_asked: bool,
+    asked: Option<Leaving>,
     up: u64,
     down: u64,
     patience: Option<Moment>,
@@ -76,12 +79,13 @@ enum Party {
 
 impl WebSocket {
     /// What the next image has to know of it, which `leaves` then.
-    pub(super) fn saved(&self, leaves: Option<Instant>) -> SavedWebSocket {
+    pub(super) fn saved(&self, leaves: Option<(Instant, Leaving)>) -> SavedWebSocket {
         SavedWebSocket {
             cluster: Arc::clone(self.cluster.name()),
             request: self.record.saved(),
             key: self.key.bits(),
-            leaves: leaves.map(Moment::of),
+            known: self.known.map(SlotId::bits),
+            leaves: leaves.map(|(at, why)| (Moment::of(at), why)),
             tunnel: self.tunnel.saved(),
         }
     }
@@ -97,6 +101,7 @@ impl WebSocket {
             cluster,
             request,
             key,
+            known,
             leaves,
             tunnel,
         } = saved;
@@ -108,7 +113,8 @@ impl WebSocket {
             upstream,
             tunnel: Tunnel::resumed(tunnel),
             key: AffinityKey::from_bits(key),
-            leaves: leaves.map(Moment::instant),
+            known: known.map(SlotId::from_bits),
+            leaves: leaves.map(|(at, why)| (at.instant(), why)),
             cluster,
         })
     }
@@ -133,7 +139,7 @@ impl Tunnel {
             backend_ended: self.backend_ended,
             phase: self.phase,
             first_close: self.first_close.map(close),
-            is_asked: self.is_asked,
+            asked: self.asked,
             up: self.traffic.up,
             down: self.traffic.down,
             patience: self.patience.map(Moment::of),
@@ -155,7 +161,7 @@ impl Tunnel {
             backend_ended: saved.backend_ended,
             phase: saved.phase,
             first_close: saved.first_close.map(close),
-            is_asked: saved.is_asked,
+            asked: saved.asked,
             traffic: Traffic {
                 up: saved.up,
                 down: saved.down,
@@ -192,7 +198,7 @@ mod tests {
         let mut tunnel = Tunnel::new(Out::default(), &[0x82, 0xfe, 1], &[0x81, 2, b'h']);
         tunnel.first_close = Some(("backend", None));
         tunnel.phase = Phase::Leaving;
-        tunnel.is_asked = true;
+        tunnel.asked = Some(Leaving::Home);
         tunnel.patience = Some(now);
         tunnel
     }

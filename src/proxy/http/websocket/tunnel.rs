@@ -23,7 +23,7 @@ use crate::{
             record::Outcome,
         },
         record::Traffic,
-        registry::{self, Farewell},
+        registry::{self, Farewell, Leaving},
         relay::Side,
     },
 };
@@ -43,8 +43,8 @@ pub(in super::super) struct Tunnel {
     pub(super) phase: Phase,
     /// Who sent the first Close frame, and its status code.
     pub(super) first_close: Option<(&'static str, Option<u16>)>,
-    /// It was asked to go.
-    pub(super) is_asked: bool,
+    /// Why it was asked to go, if it was.
+    pub(super) asked: Option<Leaving>,
     pub(super) traffic: Traffic,
     /// Until when something has to happen; set when it begins.
     pub(super) patience: Option<Instant>,
@@ -86,7 +86,7 @@ impl Tunnel {
             backend_ended: false,
             phase: Phase::Open,
             first_close: None,
-            is_asked: false,
+            asked: None,
             traffic: Traffic::default(),
             patience: None,
         };
@@ -135,8 +135,10 @@ impl Tunnel {
             if can_be_carried && registry::is_frozen() {
                 return Poll::Ready(None);
             }
-            if !carriage.tunnel.is_asked && asked.as_mut().poll(cx).is_ready() {
-                carriage.tunnel.is_asked = true;
+            if carriage.tunnel.asked.is_none()
+                && let Poll::Ready(why) = asked.as_mut().poll(cx)
+            {
+                carriage.tunnel.asked = Some(why);
                 if carriage.tunnel.phase == Phase::Open {
                     carriage.tunnel.phase = Phase::Leaving;
                 }

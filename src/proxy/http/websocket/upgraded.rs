@@ -6,14 +6,14 @@ use tokio::time::Instant;
 
 use super::tunnel::{Conduct, Tunnel};
 use crate::{
-    affinity::AffinityKey,
+    affinity::{AffinityKey, SlotId},
     cluster::Cluster,
     proxy::{
         carried::Carried,
         connect::Upstream,
-        http::record::RequestRecord,
+        http::{dispatch::Destination, record::RequestRecord},
         record::ConnectionRecord,
-        registry::{self, Ticket},
+        registry::{self, Leaving, Ticket},
         relay::Side,
     },
 };
@@ -25,9 +25,11 @@ pub(in crate::proxy) struct WebSocket {
     pub(super) upstream: Upstream,
     pub(super) tunnel: Tunnel,
     pub(super) key: AffinityKey,
+    /// The slot that the client will name when it comes again.
+    pub(super) known: Option<SlotId>,
     pub(super) cluster: Cluster,
-    /// When it has to go, where an earlier image of the program has asked it to.
-    pub(super) leaves: Option<Instant>,
+    /// When and why it has to go, where an earlier image of the program has asked it to.
+    pub(super) leaves: Option<(Instant, Leaving)>,
 }
 
 impl WebSocket {
@@ -35,16 +37,17 @@ impl WebSocket {
         mut record: RequestRecord,
         upstream: Upstream,
         tunnel: Tunnel,
-        key: AffinityKey,
-        cluster: Cluster,
+        destination: &Destination,
     ) -> Self {
         record.becomes_tunnel();
+        let home = record.journey.home.as_ref();
         Self {
+            key: destination.key(),
+            known: home.and_then(|home| destination.known(home)),
+            cluster: destination.cluster().clone(),
             record,
             upstream,
             tunnel,
-            key,
-            cluster,
             leaves: None,
         }
     }
@@ -57,16 +60,17 @@ impl WebSocket {
         idle: Option<Duration>,
         ticket: &Ticket,
     ) {
-        if let Some(home) = &self.record.journey.home {
+        let home = self.record.journey.home.as_ref();
+        if let Some(home) = home {
             ticket.goes_to(home, self.key);
         }
-        ticket.is_tunnel();
+        ticket.is_tunnel(&self.cluster, home, self.key, self.known);
         if client.descriptor().is_some() && self.upstream.descriptor().is_some() {
             ticket.can_be_carried().await;
         }
         let farewell = ticket.farewell();
-        if let Some(at) = self.leaves {
-            farewell.say(at);
+        if let Some((at, why)) = self.leaves {
+            farewell.say(at, why);
         }
         loop {
             let config = Arc::clone(&self.cluster.load().config);
