@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+mod bulk;
 mod capacity;
 mod commands;
 mod config;
