@@ -3,16 +3,14 @@
 //!
 //! Those are relays in mode `tcp`, without encryption on either side.
 
-use std::{
-    io, net::TcpStream as StdTcpStream, os::unix::net::UnixStream as StdUnixStream, sync::Arc,
-    time::Duration,
-};
+use std::{io, net::TcpStream as StdTcpStream, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{
-    connect::Upstream,
+    connection::Open,
+    link::Bare,
     listener::Listener,
     record::{ConnectionRecord, SavedRecord},
     relay::{SavedState, Side, State},
@@ -38,7 +36,7 @@ pub struct Carried {
 pub(super) struct Resumed {
     pub(super) record: ConnectionRecord,
     pub(super) client: TcpStream,
-    pub(super) upstream: Upstream,
+    pub(super) upstream: Bare,
     pub(super) relay: State,
 }
 
@@ -105,17 +103,16 @@ impl Arrived {
         self,
         listener: &Arc<Listener>,
         snapshot: &Snapshot,
-        idle: Option<Duration>,
     ) -> io::Result<Resumed> {
         let upstream = match self.carried.is_unix {
-            true => Upstream::Unix(UnixStream::from_std(StdUnixStream::from(self.backend))?),
-            false => Upstream::Tcp(TcpStream::from_std(StdTcpStream::from(self.backend))?),
+            true => Bare::Unix(Open::new(UnixStream::from_std(self.backend.into())?)),
+            false => Bare::Tcp(Open::new(TcpStream::from_std(self.backend.into())?)),
         };
         Ok(Resumed {
             client: TcpStream::from_std(self.client)?,
             upstream,
             record: ConnectionRecord::resumed(self.carried.record, Arc::clone(listener), snapshot),
-            relay: State::resumed(self.carried.relay, idle),
+            relay: State::resumed(self.carried.relay),
         })
     }
 }

@@ -22,7 +22,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{
-    admit::Admission, bind, carried::Arrived, connection, identify, listener::Listener, registry,
+    admit::{Admission, Permits},
+    bind,
+    carried::Arrived,
+    connection, identify,
+    listener::Listener,
+    registry,
 };
 
 /// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
@@ -197,33 +202,32 @@ pub(super) fn take(
 pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: Arrived) {
     let settings = listener.settings();
     let snapshot = settings.cluster.load();
-    let resumed = match arrived.resume(listener, &snapshot, settings.config.timeouts.idle) {
+    let resumed = match arrived.resume(listener, &snapshot) {
         Ok(resumed) => resumed,
         Err(error) => return warn!(%error, "a connection cannot be carried on"),
     };
     let client = resumed.record.client();
     let affinity = &snapshot.config.affinity;
     let key = identify::key(client, affinity);
-    let of_client = settings.config.limits.per_client.map(|_| {
+    let of_client = settings.config.limits.per_client.and_then(|_| {
         let address = identify::masked(client.ip(), affinity);
         listener.clients.enter(address, u32::MAX)
     });
-    let permits = (
-        admission.enter_anyhow(),
-        listener.open.enter(u64::MAX),
-        of_client,
-    );
-    let listener = Arc::clone(listener);
-    registry::spawn(Arc::clone(&listener), |ticket| async move {
-        connection::resume(resumed, key, ticket).await;
-        drop(permits);
+    let permits = Permits {
+        of_client: of_client.map(Box::new),
+        of_listener: listener.open.enter(u64::MAX),
+    };
+    let permits = (permits, admission.enter_anyhow());
+    let settings = Arc::clone(&settings);
+    registry::spawn(Arc::clone(listener), |ticket| {
+        connection::resume(resumed, key, settings, permits, ticket)
     });
 }
 
 fn serve(listener: Arc<Listener>, admission: &Admission, stream: TcpStream, peer: SocketAddr) {
     let global = admission.enter();
     registry::spawn(Arc::clone(&listener), |ticket| {
-        connection::serve(listener, stream, peer, global, ticket)
+        connection::serve(&listener, stream, peer, global, ticket)
     });
 }
 

@@ -1,6 +1,7 @@
 //! The open connections of this thread, so that they can be cut.
 
 mod freeze;
+mod idle;
 
 use std::{
     cell::RefCell,
@@ -17,7 +18,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-pub(super) use self::freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed};
+use self::idle::Quiet;
+pub(super) use self::{
+    freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed},
+    idle::wake_the_idle,
+};
 use super::{listener::Listener, record::Home};
 use crate::{
     affinity::AffinityKey,
@@ -62,8 +67,11 @@ struct Open {
     farewell: Option<Farewell>,
     /// It carries a WebSocket.
     is_tunnel: bool,
-    /// Wakes it to stand still, when it can be carried over to another image of the program.
+    /// Wakes it to stand still, or to end as it is idle, when it is relayed.
     waker: Option<Waker>,
+    quiet: Quiet,
+    /// To another image of the program.
+    can_be_carried: bool,
     /// It was there when that was noted.
     is_noted: bool,
 }
@@ -117,6 +125,8 @@ where
             farewell: None,
             is_tunnel: false,
             waker: None,
+            quiet: Quiet::default(),
+            can_be_carried: false,
             is_noted: false,
         })
     });
@@ -195,6 +205,12 @@ impl Open {
 }
 
 impl Ticket {
+    /// One that stands for no connection.
+    #[cfg(test)]
+    pub(super) const fn of_nobody() -> Self {
+        Self(usize::MAX)
+    }
+
     /// Makes the connection one that can be asked to go.
     pub(super) fn farewell(&self) -> Farewell {
         OPEN.with_borrow_mut(|open| {

@@ -8,31 +8,31 @@
 //!   is kept as the rest is.
 //! - The end of one side's stream becomes the end of the other's (half-close); data still flows
 //!   the other way. A reset of one side becomes a reset of the other.
-//! - The fast path reads no clock: the idle timer compares byte counts when it fires.
+//! - It has no timer of its own, unless a direction is blocked: `registry/idle.rs` looks after idle
+//!   ones, and the fast path reads no clock.
 
 mod flow;
 mod pipe;
 mod saved;
 mod side;
-mod watch;
 
 use std::{
-    future::{Future as _, poll_fn},
-    task::Poll,
+    pin::Pin,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, Sleep, sleep};
 
-use self::{
-    flow::{Fault, Flow},
-    watch::Watch,
-};
+use self::flow::{Fault, Flow, Opposite};
 pub(super) use self::{saved::SavedState, side::Side};
 use super::{
     record::{CloseReason, Traffic},
-    registry,
+    registry::{self, Ticket},
 };
+
+/// How often the source of a direction that is blocked is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How a relay ended.
 #[derive(Clone, Copy, Debug)]
@@ -53,21 +53,9 @@ pub(super) struct State {
     client_ended_first: Option<bool>,
     /// The preface had nothing of the client's.
     nothing_early: bool,
-    /// Ends a connection on which no byte moved for that long, at most a quarter later.
-    idle: Option<Duration>,
-}
-
-impl State {
-    /// One that has not begun.
-    pub(super) fn new(preface: Preface, idle: Option<Duration>) -> Self {
-        Self {
-            idle,
-            nothing_early: preface.bytes.len() == preface.ours,
-            to_up: Flow::new(preface),
-            to_down: Flow::default(),
-            client_ended_first: None,
-        }
-    }
+    /// Looks after the source of a blocked direction: it is not read from, so that its reset would go
+    /// unnoticed.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 /// What goes to the backend before anything that the client sends from now on.
@@ -79,84 +67,128 @@ pub(super) struct Preface {
     pub(super) ours: usize,
 }
 
-/// Relays between a client (`down`) and a backend (`up`) until the connection is over, counting
-/// bytes into `traffic` as they are taken. When the end is a reset, the caller passes it on.
-///
-/// Where both sides are nothing but descriptors, it stands still when it has to, and gives nothing: it
-/// goes on from `state`.
-pub(super) async fn relay<D: Side, U: Side>(
-    down: &mut D,
-    up: &mut U,
-    state: &mut State,
-    traffic: &mut Traffic,
-) -> Option<End> {
-    let State {
-        to_up,
-        to_down,
-        client_ended_first,
-        nothing_early,
-        idle,
-    } = state;
-    let can_be_carried = down.descriptor().is_some() && up.descriptor().is_some();
-    let mut watch = Watch::new(*idle, *traffic);
-    let timer = sleep(watch.armed_for);
-    tokio::pin!(timer);
-
-    let reason = poll_fn(|cx| {
-        if can_be_carried && registry::is_frozen() {
-            let left = to_up.leave_pipe().and(to_down.leave_pipe());
-            return Poll::Ready(left.err().map(|_| CloseReason::NoResources));
+impl State {
+    /// One that has not begun.
+    pub(super) fn new(preface: Preface) -> Self {
+        Self {
+            nothing_early: preface.bytes.len() == preface.ours,
+            to_up: Flow::new(preface),
+            to_down: Flow::default(),
+            client_ended_first: None,
+            look: None,
         }
+    }
+
+    /// Relays between a client (`down`) and a backend (`up`) until the connection is over, counting
+    /// bytes into `traffic` as they are taken. When the end is a reset, the caller passes it on.
+    ///
+    /// Where both sides are nothing but descriptors, it stands still when it has to, and gives
+    /// nothing: it goes on from there.
+    pub(super) fn poll<D: Side, U: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        (down, up): (&mut D, &mut U),
+        traffic: &mut Traffic,
+        ticket: &Ticket,
+    ) -> Poll<Option<End>> {
+        let can_be_carried = down.descriptor().is_some() && up.descriptor().is_some();
+        if can_be_carried && registry::is_frozen() {
+            let left = self.to_up.leave_pipe().and(self.to_down.leave_pipe());
+            let lost = left
+                .err()
+                .map(|_| self.end(CloseReason::NoResources, *traffic));
+            return Poll::Ready(lost);
+        }
+        let before = *traffic;
+        let mut moved = self.poll_move(cx, down, up, traffic);
+        if moved.is_pending() && ticket.is_idle(*traffic != before) {
+            moved = Poll::Ready(CloseReason::IdleTimeout);
+        }
+        moved.map(|reason| Some(self.end(reason, *traffic)))
+    }
+
+    fn poll_move<D: Side, U: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut D,
+        up: &mut U,
+        traffic: &mut Traffic,
+    ) -> Poll<CloseReason> {
+        let (to_up, to_down) = (&mut self.to_up, &mut self.to_down);
         // Downwards first: what the backend said before it was reset still reaches the client.
-        let downwards = to_down.poll(cx, up, down, &mut traffic.down, to_up.done);
-        let upwards = to_up.poll(cx, down, up, &mut traffic.up, to_down.done);
-        if client_ended_first.is_none() {
+        let downwards = to_down.poll(cx, up, down, &mut traffic.down, to_up.as_opposite());
+        if let Poll::Ready(Err(Fault::Sink)) = downwards {
+            // Told once: to read from it now looks like an orderly end.
+            return Poll::Ready(CloseReason::ClientReset);
+        }
+        let upwards = to_up.poll(cx, down, up, &mut traffic.up, to_down.as_opposite());
+        if self.client_ended_first.is_none() {
             let by_client = || to_up.source_ended.then_some(true);
-            *client_ended_first = to_down.source_ended.then_some(false).or_else(by_client);
+            self.client_ended_first = to_down.source_ended.then_some(false).or_else(by_client);
         }
         match (upwards, downwards) {
-            (Poll::Ready(Err(Fault::Source)), _) | (_, Poll::Ready(Err(Fault::Sink))) => {
-                return Poll::Ready(Some(CloseReason::ClientReset));
-            }
-            (_, Poll::Ready(Err(Fault::Source))) => {
-                return Poll::Ready(Some(CloseReason::BackendReset));
-            }
+            (Poll::Ready(Err(Fault::Source)), _) => Poll::Ready(CloseReason::ClientReset),
+            (_, Poll::Ready(Err(_))) => Poll::Ready(CloseReason::BackendReset),
             (Poll::Ready(Err(Fault::Sink)), _) => {
                 // It may have said why before it went, and the end of its stream is no end now.
-                let _last_words = to_down.poll(cx, up, down, &mut traffic.down, true);
-                return Poll::Ready(Some(CloseReason::BackendReset));
+                let opposite = Opposite {
+                    is_done: true,
+                    is_blocked: false,
+                };
+                let _last_words = to_down.poll(cx, up, down, &mut traffic.down, opposite);
+                Poll::Ready(CloseReason::BackendReset)
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
-                return Poll::Ready(Some(match client_ended_first {
+                Poll::Ready(match self.client_ended_first {
                     Some(false) => CloseReason::BackendClosed,
                     Some(true) | None => CloseReason::ClientClosed,
-                }));
+                })
             }
-            (Poll::Pending, _) | (_, Poll::Pending) => {}
+            (Poll::Pending, _) | (_, Poll::Pending) => self.poll_look(cx, down, up),
         }
-        let blocked = to_up.is_blocked() || to_down.is_blocked();
-        watch.mind_blocked(timer.as_mut(), blocked);
-        while timer.as_mut().poll(cx).is_ready() {
-            if to_up.is_blocked() && down.was_reset() {
-                return Poll::Ready(Some(CloseReason::ClientReset));
+    }
+
+    /// Looks from time to time whether the source of a blocked direction was reset.
+    fn poll_look(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &impl Side,
+        up: &impl Side,
+    ) -> Poll<CloseReason> {
+        let [up_blocked, down_blocked] = [&self.to_up, &self.to_down].map(Flow::is_blocked);
+        let is_blocked = up_blocked || down_blocked;
+        if is_blocked && self.look.is_none() {
+            self.look = Some(Box::pin(sleep(LOOK)));
+        }
+        while let Some(look) = &mut self.look {
+            ready!(look.as_mut().poll(cx));
+            if up_blocked && down.was_reset() {
+                return Poll::Ready(CloseReason::ClientReset);
             }
-            if to_down.is_blocked() && up.was_reset() {
-                return Poll::Ready(Some(CloseReason::BackendReset));
+            if down_blocked && up.was_reset() {
+                return Poll::Ready(CloseReason::BackendReset);
             }
-            if watch.tick(timer.as_mut(), *traffic, blocked) {
-                return Poll::Ready(Some(CloseReason::IdleTimeout));
+            match is_blocked {
+                true => look.as_mut().reset(Instant::now() + LOOK),
+                false => self.look = None,
             }
         }
         Poll::Pending
-    })
-    .await?;
+    }
 
-    let untouched = *nothing_early && !to_up.is_blocked() && traffic.up == 0 && traffic.down == 0;
-    Some(End { reason, untouched })
+    fn end(&self, reason: CloseReason, traffic: Traffic) -> End {
+        let nothing_read = self.nothing_early && !self.to_up.is_blocked();
+        End {
+            reason,
+            untouched: nothing_read && traffic == Traffic::default(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::{
         io::AsyncWriteExt as _,
         net::{TcpListener, TcpStream},
@@ -181,9 +213,10 @@ mod tests {
         down.readable().await.unwrap();
         up.readable().await.unwrap();
         let mut traffic = Traffic::default();
-        let mut state = State::new(Preface::default(), None);
-        let end = relay(&mut down, &mut up, &mut state, &mut traffic).await;
-        let end = end.unwrap();
+        let mut state = State::new(Preface::default());
+        let ticket = Ticket::of_nobody();
+        let relay = poll_fn(|cx| state.poll(cx, (&mut down, &mut up), &mut traffic, &ticket));
+        let end = relay.await.unwrap();
         assert_eq!(end.reason, CloseReason::BackendReset);
         assert!(!end.untouched, "they were read");
     }

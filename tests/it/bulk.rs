@@ -4,6 +4,7 @@
 use std::{fs, io, net::SocketAddr, path::Path, time::Duration};
 
 use fastrand::Rng;
+use socket2::SockRef;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -224,6 +225,48 @@ async fn bulk_arrives_whole_through_upgrades() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bulk_to_a_unix_socket_arrives_whole_through_upgrades() {
     all_arrives(true, 3).await;
+}
+
+/// Nobody takes the end of a stream that was cut for the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_in_the_middle_of_bulk_is_a_reset() {
+    let front = Front::start(false).await;
+    for index in 0..12 {
+        let (client, (from_client, mut to_client)) = front.connect(index).await;
+        let from = client.local_addr().unwrap();
+        let mut rng = Rng::new();
+        let some = rng.usize(4 * MIB..12 * MIB);
+        let reader = tokio::spawn(read(from_client, 1, rng.fork()));
+        // Down, too, until nobody takes any more. Then nothing is written there: of a reset the kernel
+        // tells only once, be it who reads or who writes.
+        let pause = Duration::from_millis(200);
+        while timeout(pause, to_client.write(&[7; 65_536])).await.is_ok() {}
+        let (mut back, mut client) = client.into_split();
+        timeout(LONG, back.read_exact(&mut vec![0; some / 8]))
+            .await
+            .unwrap()
+            .unwrap();
+        timeout(LONG, client.write_all(&chunk(0, some, 1)))
+            .await
+            .unwrap()
+            .unwrap();
+        let client = back.reunite(client).unwrap();
+        SockRef::from(&client)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(client);
+        let (came, end) = timeout(LONG, reader).await.unwrap().unwrap();
+        let error = end.expect_err("it is no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(came <= some);
+        let record = front.one.homescar.record_of(from).await;
+        assert_eq!(
+            (&record["by"], &record["reason"]),
+            (&"client".into(), &"reset".into())
+        );
+        assert!(record["up"].as_u64().unwrap() >= came as u64);
+        assert!(record["down"].as_u64().unwrap() >= (some / 8) as u64);
+    }
 }
 
 /// Whoever finds no pipe is carried as everybody else is.

@@ -40,13 +40,13 @@ impl ConnectionRecord {
             listener: Arc::clone(self.listener.name()),
             peer: self.peer,
             accepted: Moment::of(self.accepted, Instant::now()),
-            client: self.client,
+            client: self.client.as_deref().copied(),
             home: home.map(|home| SavedHome {
                 slot: Arc::clone(&home.slot.name),
                 generation: home.generation(),
             }),
-            passed: self.journey.passed.clone(),
-            held: self.journey.held,
+            passed: self.journey.detour().passed.clone(),
+            held: self.journey.detour().held,
             up: self.traffic.up,
             down: self.traffic.down,
         }
@@ -70,18 +70,21 @@ impl ConnectionRecord {
         let limited = snapshot.config.balance.capacity.is_some();
         let seat = home.as_ref().filter(|_| limited);
         let seat = seat.and_then(|home| Seat::take(&home.slot.stats));
+        let mut journey = Journey {
+            home,
+            seat,
+            ..Journey::default()
+        };
+        journey.pass(saved.passed);
+        if !saved.held.is_zero() {
+            journey.detour_mut().held = saved.held;
+        }
         Self {
             listener,
             peer: saved.peer,
             accepted: saved.accepted.at(Instant::now()),
-            client: saved.client,
-            journey: Journey {
-                home,
-                passed: saved.passed,
-                held: saved.held,
-                queued: Duration::ZERO,
-                seat,
-            },
+            client: saved.client.map(Box::new),
+            journey,
             traffic: Traffic {
                 up: saved.up,
                 down: saved.down,

@@ -32,7 +32,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct Flow {
     /// Read, but not taken by the other side yet.
-    pub(super) pending: Option<Pending>,
+    pub(super) pending: Option<Box<Pending>>,
     /// The source has ended its stream.
     pub(super) source_ended: bool,
     /// … and the other side has been told.
@@ -43,6 +43,15 @@ pub(super) struct Flow {
     full_reads: u8,
     /// It has been bulk, and more than a little, since the source last had nothing.
     is_much: bool,
+}
+
+/// How it is with the other direction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opposite {
+    /// Then the streams are closed right after this one, and need no half-close before.
+    pub(super) is_done: bool,
+    /// It has something for the source that the source did not take.
+    pub(super) is_blocked: bool,
 }
 
 /// Why a direction cannot go on.
@@ -65,27 +74,26 @@ impl Flow {
             sent: 0,
             ours,
         };
-        let pending = (!copied.bytes.is_empty()).then(|| Pending::Copied(Box::new(copied)));
+        let pending = (!copied.bytes.is_empty()).then(|| Box::new(Pending::Copied(copied)));
         Self {
             pending,
             ..Self::default()
         }
     }
 
-    /// Moves what can be moved. `last` says that the other direction is done: then the streams
-    /// are closed right after this one, and need no half-close before.
+    /// Moves what can be moved.
     pub(super) fn poll<S: Side>(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut impl Side,
         sink: &mut S,
         count: &mut u64,
-        last: bool,
+        opposite: Opposite,
     ) -> Poll<Result<(), Fault>> {
         if self.done {
             return Poll::Ready(Ok(()));
         }
-        let moved = self.poll_move(cx, source, sink, count, last);
+        let moved = self.poll_move(cx, source, sink, count, opposite);
         if S::BUFFERS && self.unflushed && moved.is_pending() {
             match Pin::new(sink).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.unflushed = false,
@@ -102,17 +110,22 @@ impl Flow {
         source: &mut impl Side,
         sink: &mut S,
         count: &mut u64,
-        last: bool,
+        opposite: Opposite,
     ) -> Poll<Result<(), Fault>> {
         for _ in 0..READS_PER_TURN {
             if let Some(pending) = &mut self.pending {
                 self.unflushed = true;
                 ready!(pending.poll_send(cx, sink, count))?;
-                self.pending.take().map(Pending::put_back);
+                self.pending.take().map(|pending| pending.put_back());
                 continue;
             }
             if self.source_ended {
-                if S::BUFFERS || !last {
+                // Who was reset has ended its stream, too, for who reads after the fault was told to
+                // who wrote: and a splice that moved something does not pass it on.
+                if opposite.is_blocked && source.is_gone() {
+                    return Poll::Ready(Err(Fault::Source));
+                }
+                if S::BUFFERS || !opposite.is_done {
                     // Fails when the sink has gone already; its reader will say so.
                     let _gone = ready!(Pin::new(&mut *sink).poll_shutdown(cx));
                 }
@@ -158,7 +171,7 @@ impl Flow {
                     sent: 0,
                     ours: 0,
                 };
-                self.pending = Some(Pending::Copied(Box::new(rest)));
+                self.pending = Some(Box::new(Pending::Copied(rest)));
             }
             let is_full = bytes.len() == SCRATCH;
             self.full_reads = match is_full && can_be_spliced(source, sink) {
@@ -188,7 +201,7 @@ impl Flow {
                 match pending.poll_send(cx, sink, count) {
                     Poll::Ready(Ok(())) => pending.put_back(),
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
-                    Poll::Pending => self.pending = Some(pending),
+                    Poll::Pending => self.pending = Some(Box::new(pending)),
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -214,9 +227,18 @@ impl Flow {
         self.pending.is_some()
     }
 
+    /// How it is, for the other direction.
+    pub(super) const fn as_opposite(&self) -> Opposite {
+        Opposite {
+            is_done: self.done,
+            is_blocked: self.is_blocked(),
+        }
+    }
+
     /// Takes what stands in a pipe out of it.
     pub(super) fn leave_pipe(&mut self) -> io::Result<()> {
-        if let Some(Pending::Piped(pipe)) = self.pending.take_if(|pending| pending.is_piped()) {
+        let pending = self.pending.take_if(|pending| pending.is_piped());
+        if let Some(Pending::Piped(pipe)) = pending.map(|pending| *pending) {
             self.pending = Self::waiting(pipe.read_out()?, 0).pending;
         }
         Ok(())
@@ -230,7 +252,7 @@ fn can_be_spliced(source: &impl Side, sink: &impl Side) -> bool {
 /// Bytes that wait for the other side to take them.
 #[derive(Debug)]
 pub(super) enum Pending {
-    Copied(Box<Copied>),
+    Copied(Copied),
     Piped(Box<Pipe>),
 }
 

@@ -49,14 +49,14 @@ pub(super) struct Pipe {
 impl Pipe {
     /// An empty one. `None` when there are enough, or no descriptors for more.
     pub(super) fn take() -> Option<Box<Self>> {
+        if UNSUPPORTED.load(Relaxed) {
+            return None;
+        }
         let spare = EMPTY.with_borrow_mut(Vec::pop);
         spare.or_else(|| Self::open().map(Box::new))
     }
 
     fn open() -> Option<Self> {
-        if UNSUPPORTED.load(Relaxed) {
-            return None;
-        }
         let counted = Counted::enter()?;
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
         // A user who has many of them gets smaller ones, which do as well.

@@ -1,8 +1,6 @@
 //! A relay between two of its moments, for the next image of the program: what was read and not
 //! taken yet, and which side has ended.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -41,13 +39,13 @@ impl State {
     }
 
     /// The same again.
-    pub(in crate::proxy) fn resumed(saved: SavedState, idle: Option<Duration>) -> Self {
+    pub(in crate::proxy) fn resumed(saved: SavedState) -> Self {
         Self {
             to_up: Flow::resumed(saved.to_up),
             to_down: Flow::resumed(saved.to_down),
             client_ended_first: saved.client_ended_first,
             nothing_early: saved.nothing_early,
-            idle,
+            look: None,
         }
     }
 }
@@ -55,7 +53,7 @@ impl State {
 impl Flow {
     fn saved(&self) -> SavedFlow {
         // What stood in a pipe was taken out of it when the relay came to stand still.
-        let copied = match &self.pending {
+        let copied = match self.pending.as_deref() {
             Some(Pending::Copied(copied)) => Some(copied),
             Some(Pending::Piped(_)) | None => None,
         };

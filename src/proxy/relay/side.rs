@@ -23,6 +23,11 @@ pub(in crate::proxy) trait Side: AsyncRead + AsyncWrite + Unpin {
     /// Whether the peer has reset the connection, without reading from it.
     fn was_reset(&self) -> bool;
 
+    /// Whether there is no connection any more, in either direction, as far as that can be told.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// The descriptor, where that is all there is to it.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -83,6 +88,10 @@ impl Side for TcpStream {
         // It fails only when there is no connection to reset any more.
         let _gone = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
+
+    fn is_gone(&self) -> bool {
+        self.peer_addr().is_err()
+    }
 }
 
 impl Side for UnixStream {
@@ -104,6 +113,10 @@ impl<S: Side> Side for &mut S {
 
     fn was_reset(&self) -> bool {
         S::was_reset(self)
+    }
+
+    fn is_gone(&self) -> bool {
+        S::is_gone(self)
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
