@@ -28,6 +28,15 @@ pub(super) struct Link {
     connection: Connection,
 }
 
+/// What to do next.
+enum Next {
+    End(CloseReason),
+    /// An upgrade is about to happen.
+    Wait,
+    /// The client is to be taken to another backend.
+    LinkAgain,
+}
+
 /// A backend without encryption.
 #[derive(Debug)]
 pub(super) enum Bare {
@@ -59,32 +68,49 @@ impl Link {
     /// Relays to the end.
     pub(super) async fn run(&mut self) {
         let reason = loop {
-            let idle = self.connection.settings.config.timeouts.idle;
-            self.connection.ticket.is_relayed(idle, true).await;
-            let Some(end) = poll_fn(|cx| self.poll(cx)).await else {
-                registry::offer(self.carried());
-                registry::thawed().await;
-                // The upgrade did not come.
-                either!(&self.upstream, up => Carried::stay(&*self.client, &**up));
-                continue;
-            };
-            self.connection.ticket.cannot_be_carried();
-            let is_orderly = end.reason != CloseReason::ClientReset;
-            either!(&mut self.upstream, up => up.is_orderly = is_orderly);
-            match self.connection.goes_on(&end, &mut self.tried) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.client.is_orderly = end.reason != CloseReason::BackendReset;
-                    break end.reason;
+            poll_fn(|cx| self.set_out(cx)).await;
+            let end = poll_fn(|cx| self.poll(cx)).await;
+            match self.judge(end) {
+                Next::End(reason) => break reason,
+                Next::Wait => {
+                    registry::thawed().await;
+                    // The upgrade did not come.
+                    either!(&self.upstream, up => Carried::stay(&*self.client, &**up));
                 }
-                Err(reason) => break reason,
-            }
-            // Rare and large.
-            if let Err(reason) = Box::pin(self.link_again()).await {
-                break reason;
+                // Rare and large.
+                Next::LinkAgain => {
+                    if let Err(reason) = Box::pin(self.link_again()).await {
+                        break reason;
+                    }
+                }
             }
         };
         self.connection.record.reason = reason;
+    }
+
+    fn set_out(&self, cx: &Context<'_>) -> Poll<()> {
+        let idle = self.connection.settings.config.timeouts.idle;
+        self.connection.ticket.is_relayed(cx.waker(), idle, true);
+        Poll::Ready(())
+    }
+
+    /// What comes after the end of a relay, or in its middle when it stands still.
+    fn judge(&mut self, end: Option<End>) -> Next {
+        let Some(end) = end else {
+            registry::offer(self.carried());
+            return Next::Wait;
+        };
+        self.connection.ticket.cannot_be_carried();
+        let is_orderly = end.reason != CloseReason::ClientReset;
+        either!(&mut self.upstream, up => up.is_orderly = is_orderly);
+        match self.connection.goes_on(&end, &mut self.tried) {
+            Ok(true) => Next::LinkAgain,
+            Ok(false) => {
+                self.client.is_orderly = end.reason != CloseReason::BackendReset;
+                Next::End(end.reason)
+            }
+            Err(reason) => Next::End(reason),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {

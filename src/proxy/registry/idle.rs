@@ -54,23 +54,24 @@ impl Quiet {
 impl Ticket {
     /// Notes that the connection is relayed from now on, by whom it is woken, after how long it is
     /// idle, and whether it can be carried over to another image of the program.
-    pub(in crate::proxy) async fn is_relayed(&self, idle: Option<Duration>, can_be_carried: bool) {
+    pub(in crate::proxy) fn is_relayed(
+        &self,
+        waker: &Waker,
+        idle: Option<Duration>,
+        can_be_carried: bool,
+    ) {
         let limit = idle.map_or(0, |idle| millis(idle).max(1));
-        poll_fn(|cx| {
-            OPEN.with_borrow_mut(|open| {
-                if let Some(open) = open.get_mut(self.0) {
-                    open.waker = Some(cx.waker().clone());
-                    open.can_be_carried = can_be_carried;
-                    open.quiet = Quiet {
-                        limit,
-                        so_far: 0,
-                        has_moved: true,
-                    };
-                }
-            });
-            Poll::Ready(())
-        })
-        .await;
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.0) {
+                open.waker = Some(waker.clone());
+                open.can_be_carried = can_be_carried;
+                open.quiet = Quiet {
+                    limit,
+                    so_far: 0,
+                    has_moved: true,
+                };
+            }
+        });
         if limit > 0 && limit < SHORTEST.get() {
             SHORTEST.set(limit);
             SHORTER.with(|shorter| shorter.notify_one());
