@@ -15,7 +15,8 @@ use nix::{
     unistd::{AccessFlags, User, eaccess, geteuid},
 };
 
-/// Descriptors that are kept for everything but client connections …
+/// Descriptors that are kept for everything but client connections (96 of them for the pipes that bulk
+/// goes through) …
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// … and for each worker: pipes, notify socket, pidfd, listening socket, checks.
 const DESCRIPTORS_PER_WORKER: u64 = 8;

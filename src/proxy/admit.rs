@@ -23,6 +23,13 @@ pub(super) struct Gauge {
 #[derive(Debug)]
 pub(super) struct Permit(Arc<Gauge>);
 
+/// What a connection was let in by, beside the limit over all.
+#[derive(Debug, Default)]
+pub(super) struct Permits {
+    pub(super) of_client: Option<Box<ClientPermit>>,
+    pub(super) of_listener: Option<Permit>,
+}
+
 impl Gauge {
     /// Counts one more, unless that makes more than `limit`.
     pub(super) fn enter(self: &Arc<Self>, limit: u64) -> Option<Permit> {

@@ -3,16 +3,16 @@
 //!
 //! Those are relays in mode `tcp`, and WebSockets over HTTP/1.1, without encryption on either side.
 
-use std::{
-    io, net::TcpStream as StdTcpStream, os::unix::net::UnixStream as StdUnixStream, sync::Arc,
-};
+use std::{io, net::TcpStream as StdTcpStream, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{
     connect::Upstream,
+    connection::Open,
     http::{SavedWebSocket, WebSocket},
+    link::Bare,
     listener::{Listener, Settings},
     record::{ConnectionRecord, SavedRecord},
     relay::{SavedState, Side, State},
@@ -47,7 +47,7 @@ pub(super) struct Resumed {
 /// How it is carried.
 #[derive(Debug)]
 pub(super) enum Way {
-    Relay(Upstream, State),
+    Relay(Bare, State),
     WebSocket(Box<WebSocket>),
 }
 
@@ -135,23 +135,31 @@ impl Arrived {
         listener: &Arc<Listener>,
         settings: &Settings,
     ) -> io::Result<Resumed> {
-        let upstream = match self.carried.is_unix {
-            true => Upstream::Unix(UnixStream::from_std(StdUnixStream::from(self.backend))?),
-            false => Upstream::Tcp(TcpStream::from_std(StdTcpStream::from(self.backend))?),
-        };
-        let snapshot = settings.cluster.load();
-        let record = self.carried.record;
-        let way = match self.carried.way {
+        let Carried {
+            record,
+            is_unix,
+            way,
+            ..
+        } = self.carried;
+        let way = match way {
             SavedWay::Relay(relay) => {
-                let relay = State::resumed(relay, settings.config.timeouts.idle);
-                Way::Relay(upstream, relay)
+                let upstream = match is_unix {
+                    true => Bare::Unix(Open::new(UnixStream::from_std(self.backend.into())?)),
+                    false => Bare::Tcp(Open::new(TcpStream::from_std(self.backend.into())?)),
+                };
+                Way::Relay(upstream, State::resumed(relay))
             }
             SavedWay::WebSocket(saved) => {
+                let upstream = match is_unix {
+                    true => Upstream::Unix(UnixStream::from_std(self.backend.into())?),
+                    false => Upstream::Tcp(TcpStream::from_std(self.backend.into())?),
+                };
                 let resumed = WebSocket::resumed(*saved, upstream, listener, settings);
                 let gone = || io::Error::other("its cluster is not there");
                 Way::WebSocket(Box::new(resumed.ok_or_else(gone)?))
             }
         };
+        let snapshot = settings.cluster.load();
         Ok(Resumed {
             client: TcpStream::from_std(self.client)?,
             record: ConnectionRecord::resumed(record, Arc::clone(listener), &snapshot),

@@ -1,33 +1,28 @@
 //! From key to an open connection: candidates in order, holding for a slot that comes back, queueing
 //! for one that is full.
 
+mod open;
 mod queue;
 mod upstream;
 
 use std::{
-    io::{self, ErrorKind},
-    net::SocketAddr,
+    io::ErrorKind,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use socket2::SockRef;
-use tokio::{
-    net::{TcpSocket, TcpStream, UnixStream},
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
+use self::open::{encrypt, open};
 pub(super) use self::upstream::Upstream;
 use super::{
-    bind,
     http::pool,
     record::{CloseReason, Home, Journey},
 };
 use crate::{
     affinity::{AffinityKey, SlotId},
     cluster::{Asker, Cluster, Entry, Route, Skip, SlotStats, Snapshot, is_exhaustion},
-    config::{Address, Key, OnDown, ProxyVersion},
-    tls::BackendTlsError,
+    config::{Key, OnDown, ProxyVersion},
 };
 
 /// Slots that are tried for one connection.
@@ -48,14 +43,32 @@ pub(super) struct Search<'a> {
     /// The client's slot, where it is known otherwise than by the key, and the generation that
     /// served it last.
     home: Option<(SlotId, u32)>,
+    tried: Tried,
+    /// Connections that carried a request before will do.
+    may_reuse: bool,
+}
+
+/// What was tried for a client in vain.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
     /// Slots that could not be connected to.
     failed: Vec<Arc<str>>,
     /// Until when the client may be held; set when it is first needed.
     hold_until: Option<Instant>,
     /// Until when the client may queue; set when it first does.
     queue_until: Option<Instant>,
-    /// Connections that carried a request before will do.
-    may_reuse: bool,
+}
+
+impl Tried {
+    /// Notes that a slot failed this client.
+    pub(super) fn note_failure(&mut self, slot: Arc<str>) -> Result<(), CloseReason> {
+        self.failed.push(slot);
+        if self.failed.len() > MAX_CANDIDATES {
+            Err(CloseReason::ConnectFailed)
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// A backend was found and reached.
@@ -74,9 +87,10 @@ impl<'a> Search<'a> {
             cluster,
             key,
             home: None,
-            failed: Vec::new(),
-            hold_until: (!may_hold).then(Instant::now),
-            queue_until: None,
+            tried: Tried {
+                hold_until: (!may_hold).then(Instant::now),
+                ..Tried::default()
+            },
             may_reuse: false,
         }
     }
@@ -91,6 +105,24 @@ impl<'a> Search<'a> {
         self.may_reuse = may;
     }
 
+    /// Goes on with what was tried before.
+    pub(super) fn after(&mut self, tried: Option<Box<Tried>>) {
+        if let Some(tried) = tried {
+            self.tried = *tried;
+        }
+    }
+
+    /// What was tried, when anything was.
+    pub(super) fn into_tried(self) -> Option<Box<Tried>> {
+        let Tried {
+            failed,
+            hold_until,
+            queue_until,
+        } = &self.tried;
+        let is_fresh = failed.is_empty() && hold_until.is_none() && queue_until.is_none();
+        (!is_fresh).then(|| Box::new(self.tried))
+    }
+
     /// Connects to the best slot that there is.
     pub(super) async fn connect(
         &mut self,
@@ -101,7 +133,7 @@ impl<'a> Search<'a> {
             let name = |index: usize| Arc::clone(&snapshot.entries[index].slot.name);
             match self.route(&snapshot, journey) {
                 Route::To { index, passed } => {
-                    journey.passed = passed.map(|(home, why)| (name(home), why));
+                    journey.pass(passed.map(|(home, why)| (name(home), why)));
                     if !queue::take_seat(&snapshot, index, journey) {
                         // Somebody else was faster: there is another decision to make.
                         continue;
@@ -115,14 +147,16 @@ impl<'a> Search<'a> {
                 Route::Hold { index } => Box::pin(self.hold(&snapshot, index, journey)).await,
                 Route::Queue { index } => Box::pin(self.queue(&snapshot, index, journey)).await,
                 Route::Reject { index, why } => {
-                    journey.passed = Some((name(index), why));
+                    journey.pass(Some((name(index), why)));
                     return Err(match why {
-                        Skip::Full if journey.queued.is_zero() => CloseReason::SlotFull,
+                        Skip::Full if journey.detour().queued.is_zero() => CloseReason::SlotFull,
                         Skip::Full => CloseReason::QueueTimeout,
                         _ => CloseReason::SlotDown,
                     });
                 }
-                Route::Nowhere if self.failed.is_empty() => return Err(CloseReason::NoBackend),
+                Route::Nowhere if self.tried.failed.is_empty() => {
+                    return Err(CloseReason::NoBackend);
+                }
                 Route::Nowhere => return Err(CloseReason::ConnectFailed),
             }
         }
@@ -133,7 +167,7 @@ impl<'a> Search<'a> {
         let asker = Asker {
             known: self.home.and_then(|(slot, _)| snapshot.position_of(slot)),
             seated: queue::seated(snapshot, journey),
-            failed: &self.failed,
+            failed: &self.tried.failed,
             may_hold: self.may_hold(),
             may_queue: self.may_queue(),
             ..Asker::new(self.key)
@@ -143,12 +177,7 @@ impl<'a> Search<'a> {
 
     /// Notes that a slot failed this client, also after it seemed to be connected.
     pub(super) fn note_failure(&mut self, slot: Arc<str>) -> Result<(), CloseReason> {
-        self.failed.push(slot);
-        if self.failed.len() > MAX_CANDIDATES {
-            Err(CloseReason::ConnectFailed)
-        } else {
-            Ok(())
-        }
+        self.tried.note_failure(slot)
     }
 
     /// One attempt. `None` when the backend could not be reached; an error when it was not asked,
@@ -168,7 +197,7 @@ impl<'a> Search<'a> {
             let slot = Arc::clone(&entry.slot);
             // Without a key nobody has a slot of its own.
             if snapshot.config.affinity.key != Key::None {
-                let passed = journey.passed.as_ref().map(|(_, why)| *why);
+                let passed = journey.detour().passed.as_ref().map(|(_, why)| *why);
                 slot.stats.affinity.count(passed);
             }
             journey.home = Some(Home::new(slot, Arc::clone(backend)));
@@ -229,7 +258,9 @@ impl<'a> Search<'a> {
     }
 
     fn may_hold(&self) -> bool {
-        self.hold_until.is_none_or(|until| Instant::now() < until)
+        self.tried
+            .hold_until
+            .is_none_or(|until| Instant::now() < until)
     }
 
     /// Waits for the slot to change, or, if it should be up, a moment.
@@ -238,12 +269,12 @@ impl<'a> Search<'a> {
             return;
         };
         let began = Instant::now();
-        let until = *self.hold_until.get_or_insert(began + longest);
+        let until = *self.tried.hold_until.get_or_insert(began + longest);
         let entry = &snapshot.entries[index];
         journey.seat = None;
         let (_held, others) = Held::enter(&entry.slot.stats);
         if others >= MAX_HELD {
-            self.hold_until = Some(began);
+            self.tried.hold_until = Some(began);
         } else if entry.skip.is_some() {
             self.cluster.changed_since(snapshot.number, until).await;
         } else {
@@ -251,8 +282,8 @@ impl<'a> Search<'a> {
                 .changed_since(snapshot.number, until.min(began + RETRY))
                 .await;
         }
-        self.failed.retain(|name| *name != entry.slot.name);
-        journey.held += began.elapsed();
+        self.tried.failed.retain(|name| *name != entry.slot.name);
+        journey.detour_mut().held += began.elapsed();
     }
 }
 
@@ -271,63 +302,6 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.0.held.fetch_sub(1, Relaxed);
     }
-}
-
-/// Connects, however long it takes.
-async fn open(address: &Address) -> io::Result<Upstream> {
-    match address {
-        Address::Tcp(addr) => {
-            let stream = TcpStream::connect(addr).await?;
-            if addr.ip().is_loopback() {
-                // The kernel itself tells when a local peer has gone.
-                stream.set_nodelay(true)?;
-            } else {
-                bind::set_options(SockRef::from(&stream))?;
-            }
-            Ok(Upstream::Tcp(stream))
-        }
-        Address::Probe { to, from } => {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind(SocketAddr::from((*from, 0)))?;
-            let stream = socket.connect(*to).await?;
-            stream.set_nodelay(true)?;
-            Ok(Upstream::Tcp(stream))
-        }
-        Address::Unix(path) => loop {
-            match UnixStream::connect(path).await {
-                // Its queue is full. Over TCP the kernel would try again; here we do.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(RETRY).await,
-                connected => return connected.map(Upstream::Unix),
-            }
-        },
-    }
-}
-
-/// Speaks TLS with a backend from now on; tells why it cannot.
-async fn encrypt(
-    cluster: &Cluster,
-    slot: &Arc<str>,
-    plain: io::Result<Upstream>,
-    address: &Address,
-    deadline: Instant,
-) -> io::Result<Upstream> {
-    let plain = plain?;
-    let connector = cluster.connector().ok_or(ErrorKind::NotConnected)?;
-    let handshake = async {
-        Ok(match plain {
-            Upstream::Tcp(stream) => Upstream::Tls(connector.reach(slot, address, stream).await?),
-            Upstream::Unix(stream) => {
-                Upstream::TlsUnix(connector.reach(slot, address, stream).await?)
-            }
-            encrypted @ (Upstream::Tls(_) | Upstream::TlsUnix(_)) => encrypted,
-        })
-    };
-    let done = timeout_at(deadline, handshake).await;
-    done.unwrap_or(Err(BackendTlsError::Timeout))
-        .map_err(|error| {
-            connector.complain(slot, address, &error);
-            io::Error::other(error)
-        })
 }
 
 #[cfg(test)]

@@ -1,12 +1,9 @@
 //! The life of one connection: admit → identify → decrypt → connect → relay → record.
 
-use std::{
-    mem,
-    net::SocketAddr,
-    ops::{Deref, DerefMut},
-    sync::Arc,
-    time::Duration,
-};
+mod early;
+mod open;
+
+use std::{future::poll_fn, mem, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     io::Interest,
@@ -14,25 +11,22 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use self::early::Early;
+pub(super) use self::open::Open;
 use super::{
-    admit::Permit,
-    carried::{Carried, Resumed, Way},
-    connect::{Connected, Search, Upstream},
+    admit::{Permit, Permits},
+    carried::{Resumed, Way},
+    connect::{Connected, Search, Tried, Upstream},
     http::{self, Visit, Visitor},
     identify::{self, Introduced},
+    link::{Bare, Link},
     listener::{Listener, Settings},
-    proxy_protocol::{self, MAX_WRITTEN},
     record::{CloseReason, ConnectionRecord},
-    registry::{self, Ticket},
-    relay::{End, Preface, Side, State, relay},
+    registry::Ticket,
+    relay::{End, Side, State},
     secure::Downstream,
 };
-use crate::{
-    affinity::AffinityKey,
-    cluster::key_of_address,
-    config::{self, Mode, ProxyVersion},
-    tls::ServerStream,
-};
+use crate::{affinity::AffinityKey, cluster::key_of_address, config::Mode, tls::ServerStream};
 
 /// HTTP/2 as both sides of a TLS connection agree on it (RFC 9113 §3.1).
 const HTTP2: &[u8] = b"h2";
@@ -43,390 +37,370 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Serves a client from accept to record. Whatever ends it, also its own cancellation, the record
 /// is written once and both streams are closed.
 pub(super) fn serve(
-    listener: Arc<Listener>,
+    listener: &Arc<Listener>,
     client: TcpStream,
     peer: SocketAddr,
     global: Option<Permit>,
     ticket: Ticket,
-) -> impl Future<Output = ()> + Send + 'static {
-    // Made here, the future has each of them once; its own variables and its arguments it has both.
-    let mut record = ConnectionRecord::new(Arc::clone(&listener), peer);
-    let mut client = Open::new(client);
-    let settings = listener.settings();
+) -> impl Future<Output = ()> + Send + use<> {
+    let connection = Connection {
+        permits: Permits::default(),
+        record: ConnectionRecord::new(Arc::clone(listener), peer),
+        early: None,
+        settings: listener.settings(),
+        ticket,
+        global,
+    };
+    // Large, and gone by the time there is a link, which may last, and be idle.
+    let begun = Box::pin(connection.begin(client));
     async move {
-        let mut early = Early::default();
-        let result = match global {
-            Some(_) => {
-                let (client, early) = (&mut client, &mut early);
-                admitted(&listener, &settings, client, early, &mut record, &ticket).await
+        let Some(mut link) = begun.await else { return };
+        link.run().await;
+    }
+}
+
+/// Serves a client that an earlier image of the program has served until now.
+pub(super) fn resume(
+    resumed: Resumed,
+    key: AffinityKey,
+    settings: Arc<Settings>,
+    (permits, global): (Permits, Option<Permit>),
+    ticket: Ticket,
+) -> impl Future<Output = ()> + Send {
+    let Resumed {
+        record,
+        client,
+        way,
+    } = resumed;
+    let connection = Connection {
+        permits,
+        record,
+        early: None,
+        settings,
+        ticket,
+        global,
+    };
+    let client = Open::new(client);
+    let begun = match way {
+        Way::Relay(upstream, state) => {
+            if let Some(home) = &connection.record.journey.home {
+                connection.ticket.goes_to(home, key);
             }
+            let linked = Linked {
+                upstream,
+                state,
+                tried: None,
+            };
+            Ok(Link::new(linked, client, connection))
+        }
+        Way::WebSocket(websocket) => Err(Box::pin(async move {
+            // Whole, so that their ends are what is noted in them.
+            let (mut client, mut connection) = (client, connection);
+            let idle = connection.settings.config.timeouts.idle;
+            let (record, ticket) = (&connection.record, &connection.ticket);
+            websocket.carry(&mut *client, record, idle, ticket).await;
+            client.is_orderly = true;
+            connection.record.reason = CloseReason::ClientClosed;
+        })),
+    };
+    async move {
+        match begun {
+            Ok(mut link) => link.run().await,
+            Err(websocket) => websocket.await,
+        }
+    }
+}
+
+/// What a connection has beside its streams.
+#[derive(Debug)]
+pub(super) struct Connection {
+    permits: Permits,
+    pub(super) record: ConnectionRecord,
+    /// What came along with a PROXY header.
+    early: Option<Box<Early>>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) ticket: Ticket,
+    global: Option<Permit>,
+}
+
+/// How far a connection was served.
+pub(super) enum Served {
+    /// To its end.
+    Over(CloseReason),
+    /// Until all that is left to do is between two sockets.
+    Linked(Linked),
+}
+
+/// A backend was found.
+pub(super) struct Linked<U = Bare> {
+    pub(super) upstream: U,
+    pub(super) state: State,
+    pub(super) tried: Option<Box<Tried>>,
+}
+
+impl Connection {
+    async fn begin(mut self, client: TcpStream) -> Option<Link> {
+        let mut client = Open::new(client);
+        let result = match self.global {
+            Some(_) => self.admitted(&mut client).await,
             None => Err(CloseReason::LimitGlobal),
         };
-        record.reason = result.unwrap_or_else(|refused| refused);
-        if record.reason.is_limit() && settings.config.mode == Mode::Http {
-            // Rare and large: kept out of the size of every connection's future.
-            let (client, early) = (&mut client, &mut early);
-            Box::pin(turned_away(
-                &listener,
-                &settings,
-                client,
-                early,
-                &mut record,
-            ))
-            .await;
-        }
-    }
-}
-
-/// `Ok` when the connection was carried, `Err` when it was refused.
-async fn admitted(
-    listener: &Arc<Listener>,
-    settings: &Arc<Settings>,
-    client: &mut Open<TcpStream>,
-    early: &mut Early,
-    record: &mut ConnectionRecord,
-    ticket: &Ticket,
-) -> Result<CloseReason, CloseReason> {
-    let config = &settings.config;
-    let limit = config.limits.connections.unwrap_or(u64::MAX);
-    let _permit = listener
-        .open
-        .enter(limit)
-        .ok_or(CloseReason::LimitListener)?;
-
-    if config.accept_proxy {
-        *early = Box::pin(introduced(listener, config, client, record)).await?;
-    }
-
-    let _client_permit = match config.limits.per_client {
-        None => None,
-        Some(limit) => {
-            let affinity = &settings.cluster.load().config.affinity;
-            let address = identify::masked(record.client().ip(), affinity);
-            let permit = listener.clients.enter(address, limit);
-            Some(permit.ok_or(CloseReason::LimitClient)?)
-        }
-    };
-
-    if config.tls.is_none() {
-        return served(client, early, listener, settings, record, ticket).await;
-    }
-    // Large, and none of those that are not encrypted shall pay for it.
-    Box::pin(async {
-        let mut client = decrypted(client, early, listener, settings).await?;
-        served(&mut client, early, listener, settings, record, ticket).await
-    })
-    .await
-}
-
-/// Reads the PROXY header of a client, and notes whom it names.
-async fn introduced(
-    listener: &Listener,
-    config: &config::Listener,
-    client: &mut TcpStream,
-    record: &mut ConnectionRecord,
-) -> Result<Early, CloseReason> {
-    let peer = record.client();
-    let header = identify::introduction(client, peer, config, &listener.complaints);
-    let Introduced {
-        source,
-        destination,
-        early: bytes,
-    } = header.await?;
-    record.client = source;
-    Ok(Early { bytes, destination })
-}
-
-/// Tells a client of HTTP that there is no room for it, if it asks within short. Not over TLS: of
-/// what a flood can have for nothing, a handshake is the last that it should get.
-async fn turned_away(
-    listener: &Arc<Listener>,
-    settings: &Arc<Settings>,
-    client: &mut Open<TcpStream>,
-    early: &mut Early,
-    record: &mut ConnectionRecord,
-) {
-    let (config, why) = (&settings.config, record.reason);
-    let place = http::place().filter(|_| config.tls.is_none());
-    let Some(_place) = place else { return };
-    let deadline = Instant::now() + PATIENCE;
-    // Only clients that have been introduced are counted one by one.
-    if config.accept_proxy && why != CloseReason::LimitClient {
-        let header = introduced(listener, config, client, record);
-        let Ok(Ok(read)) = timeout_at(deadline, header).await else {
-            return;
+        self.record.reason = match result {
+            Ok(Served::Linked(linked)) => return Some(Link::new(linked, client, self)),
+            Ok(Served::Over(reason)) | Err(reason) => reason,
         };
-        *early = read;
+        self.permits = Permits::default();
+        if self.record.reason.is_limit() && self.settings.config.mode == Mode::Http {
+            // Rare and large: kept out of the size of every connection's future.
+            Box::pin(self.turned_away(&mut client)).await;
+        }
+        None
     }
-    let visitor = Visitor {
-        listener: Arc::clone(listener),
-        settings: Arc::clone(settings),
-        client: record.client(),
-        is_encrypted: false,
-        certificate: None,
-    };
-    let bytes = mem::take(&mut early.bytes);
-    record.requests = http::turn_away(&visitor, &mut **client, bytes, why, deadline).await;
-    client.is_orderly = record.requests > 0;
-}
 
-/// The client behind the TLS that it speaks; what came early of it has its place there.
-async fn decrypted(
-    client: &mut Open<TcpStream>,
-    early: &mut Early,
-    listener: &Listener,
-    settings: &Settings,
-) -> Result<Open<ServerStream>, CloseReason> {
-    let acceptor = settings.tls.as_ref().ok_or(CloseReason::NoResources)?;
-    let began = Instant::now();
-    let deadline = began + settings.config.timeouts.header;
-    let bytes = mem::take(&mut early.bytes);
-    let stream = acceptor.handshake(client.take(), &bytes, deadline).await;
-    let stats = listener.stats().mine();
-    stats.shook_hands(stream.as_ref().err(), began.elapsed());
-    Ok(Open::new(stream?))
-}
+    /// `Err` when it was refused.
+    async fn admitted(&mut self, client: &mut Open<TcpStream>) -> Result<Served, CloseReason> {
+        let settings = Arc::clone(&self.settings);
+        let config = &settings.config;
+        let limit = config.limits.connections.unwrap_or(u64::MAX);
+        let permit = self.record.listener().open.enter(limit);
+        self.permits.of_listener = Some(permit.ok_or(CloseReason::LimitListener)?);
 
-/// Serves an identified, decrypted client as the listener's mode says.
-async fn served<D: Downstream>(
-    client: &mut Open<D>,
-    early: &mut Early,
-    listener: &Arc<Listener>,
-    settings: &Arc<Settings>,
-    record: &mut ConnectionRecord,
-    ticket: &Ticket,
-) -> Result<CloseReason, CloseReason> {
-    if settings.config.mode == Mode::Http {
-        let secured = client.secured();
+        if config.accept_proxy {
+            Box::pin(self.introduced(client)).await?;
+        }
+
+        if let Some(limit) = config.limits.per_client {
+            let affinity = &settings.cluster.load().config.affinity;
+            let address = identify::masked(self.record.client().ip(), affinity);
+            let permit = self.record.listener().clients.enter(address, limit);
+            let permit = permit.ok_or(CloseReason::LimitClient)?;
+            self.permits.of_client = Some(Box::new(permit));
+        }
+
+        if config.tls.is_none() {
+            return self.served(client, None).await;
+        }
+        // Large, and none of those that are not encrypted shall pay for it.
+        Box::pin(async {
+            let mut client = self.decrypted(client).await?;
+            self.served(&mut client, None).await
+        })
+        .await
+    }
+
+    /// Reads the PROXY header of a client, and notes whom it names.
+    async fn introduced(&mut self, client: &mut TcpStream) -> Result<(), CloseReason> {
+        let (peer, config) = (self.record.client(), &self.settings.config);
+        let complaints = &self.record.listener().complaints;
+        let header = identify::introduction(client, peer, config, complaints);
+        let Introduced {
+            source,
+            destination,
+            early: bytes,
+        } = header.await?;
+        self.record.client = source.map(Box::new);
+        self.early = Some(Box::new(Early { bytes, destination }));
+        Ok(())
+    }
+
+    /// The client's first bytes, where it was introduced.
+    fn first_bytes(&mut self) -> Vec<u8> {
+        let early = self.early.as_mut();
+        early.map_or_else(Vec::new, |early| mem::take(&mut early.bytes))
+    }
+
+    /// Tells a client of HTTP that there is no room for it, if it asks within short. Not over TLS: of
+    /// what a flood can have for nothing, a handshake is the last that it should get.
+    async fn turned_away(&mut self, client: &mut Open<TcpStream>) {
+        let settings = Arc::clone(&self.settings);
+        let (config, why) = (&settings.config, self.record.reason);
+        let place = http::place().filter(|_| config.tls.is_none());
+        let Some(_place) = place else { return };
+        let deadline = Instant::now() + PATIENCE;
+        // Only clients that have been introduced are counted one by one.
+        if config.accept_proxy && why != CloseReason::LimitClient {
+            let Ok(Ok(())) = timeout_at(deadline, self.introduced(client)).await else {
+                return;
+            };
+        }
+        let bytes = self.first_bytes();
+        let visitor = self.visitor(None);
+        let requests = http::turn_away(&visitor, &mut **client, bytes, why, deadline).await;
+        self.record.requests = requests;
+        client.is_orderly = requests > 0;
+    }
+
+    /// The client behind the TLS that it speaks; what came early of it has its place there.
+    async fn decrypted(
+        &mut self,
+        client: &mut Open<TcpStream>,
+    ) -> Result<Open<ServerStream>, CloseReason> {
+        let bytes = self.first_bytes();
+        let acceptor = self.settings.tls.as_ref();
+        let acceptor = acceptor.ok_or(CloseReason::NoResources)?;
+        let began = Instant::now();
+        let deadline = began + self.settings.config.timeouts.header;
+        let stream = acceptor.handshake(client.take(), &bytes, deadline).await;
+        let stats = self.record.listener().stats().mine();
+        stats.shook_hands(stream.as_ref().err(), began.elapsed());
+        Ok(Open::new(stream?))
+    }
+
+    fn visitor(&self, secured: Option<&ServerStream>) -> Visitor {
         let certificate = secured.and_then(ServerStream::peer_certificate);
-        let is_http2 = secured.is_some_and(|stream| stream.alpn() == Some(HTTP2));
-        let visitor = Arc::new(Visitor {
-            listener: Arc::clone(listener),
-            settings: Arc::clone(settings),
-            client: record.client(),
+        Visitor {
+            listener: Arc::clone(self.record.listener()),
+            settings: Arc::clone(&self.settings),
+            client: self.record.client(),
             is_encrypted: secured.is_some(),
             certificate: certificate.map(Arc::from),
-        });
-        let bytes = mem::take(&mut early.bytes);
-        let visit = http::serve(&visitor, &mut **client, bytes, is_http2, ticket);
-        let Visit {
-            requests,
-            websocket,
-        } = visit.await;
-        record.requests = requests;
-        if let Some(websocket) = websocket {
-            drop(visitor);
-            let idle = settings.config.timeouts.idle;
-            Box::pin(websocket.carry(&mut **client, record, idle, ticket)).await;
         }
-        client.is_orderly = true;
-        return Ok(CloseReason::ClientClosed);
     }
-    // Of its own, so that connections of HTTP do not have the size of it.
-    Box::pin(relayed(client, early, listener, settings, record, ticket)).await
-}
 
-/// Carries a client's bytes to its backend and back.
-async fn relayed<D: Downstream>(
-    client: &mut Open<D>,
-    early: &Early,
-    listener: &Listener,
-    settings: &Settings,
-    record: &mut ConnectionRecord,
-    ticket: &Ticket,
-) -> Result<CloseReason, CloseReason> {
-    let key = {
-        let snapshot = settings.cluster.load();
-        key_of_address(record.client().ip(), &snapshot.config.affinity)
-    };
-    let mut search = Search::new(&settings.cluster, key, listener.holds);
-    loop {
+    /// Serves an identified, decrypted client as the listener's mode says.
+    pub(super) async fn served<D: Downstream>(
+        &mut self,
+        client: &mut Open<D>,
+        mut tried: Option<Box<Tried>>,
+    ) -> Result<Served, CloseReason> {
+        if self.settings.config.mode == Mode::Http {
+            let secured = client.secured();
+            let is_http2 = secured.is_some_and(|stream| stream.alpn() == Some(HTTP2));
+            let visitor = Arc::new(self.visitor(secured));
+            let bytes = self.first_bytes();
+            let visit = http::serve(&visitor, &mut **client, bytes, is_http2, &self.ticket);
+            let Visit {
+                requests,
+                websocket,
+            } = visit.await;
+            self.record.requests = requests;
+            if let Some(websocket) = websocket {
+                drop(visitor);
+                let idle = self.settings.config.timeouts.idle;
+                let (record, ticket) = (&self.record, &self.ticket);
+                Box::pin(websocket.carry(&mut **client, record, idle, ticket)).await;
+            }
+            client.is_orderly = true;
+            return Ok(Served::Over(CloseReason::ClientClosed));
+        }
+        loop {
+            let found = self.find(client, tried.take()).await?;
+            let (state, upstream) = (found.state, found.upstream);
+            tried = found.tried;
+            let is_bare = client.secured().is_none();
+            let end = match upstream {
+                Upstream::Tcp(stream) if is_bare => {
+                    return Ok(Served::linked(Bare::Tcp(Open::new(stream)), state, tried));
+                }
+                Upstream::Unix(stream) if is_bare => {
+                    return Ok(Served::linked(Bare::Unix(Open::new(stream)), state, tried));
+                }
+                Upstream::Tcp(stream) => self.carry(client, stream, state).await,
+                Upstream::Unix(stream) => self.carry(client, stream, state).await,
+                Upstream::Tls(stream) => self.carry(client, stream, state).await,
+                Upstream::TlsUnix(stream) => self.carry(client, stream, state).await,
+            };
+            if !self.goes_on(&end, &mut tried)? {
+                client.is_orderly = end.reason != CloseReason::BackendReset;
+                return Ok(Served::Over(end.reason));
+            }
+        }
+    }
+
+    /// Finds a client its backend.
+    async fn find<D: Downstream>(
+        &mut self,
+        client: &Open<D>,
+        tried: Option<Box<Tried>>,
+    ) -> Result<Linked<Upstream>, CloseReason> {
+        let settings = Arc::clone(&self.settings);
+        let key = {
+            let snapshot = settings.cluster.load();
+            key_of_address(self.record.client().ip(), &snapshot.config.affinity)
+        };
+        let mut search = Search::new(&settings.cluster, key, self.record.listener().holds);
+        search.after(tried);
         // A client that goes while it waits for a backend shall not be waited for. The search is kept
-        // for as long as it takes only: the connection may last, and be idle.
+        // for as long as it takes only: others than a link may last in this same future.
         let Connected {
             upstream,
             send_proxy,
             ..
         } = tokio::select! {
             biased;
-            connected = Box::pin(search.connect(&mut record.journey)) => connected?,
+            connected = Box::pin(search.connect(&mut self.record.journey)) => connected?,
             _ = client.socket().ready(Interest::ERROR) => return Err(CloseReason::ClientReset),
         };
-        let home = record.journey.home.as_ref();
-        if let Some(home) = home {
-            ticket.goes_to(home, key);
+        if let Some(home) = &self.record.journey.home {
+            self.ticket.goes_to(home, key);
         }
-        let home = home.map(|home| Arc::clone(home.slot()));
-        let preface = early.preface(send_proxy, client.socket(), record);
-        let state = &mut State::new(preface, settings.config.timeouts.idle);
-        let end = match upstream {
-            Upstream::Tcp(stream) => carry(client, stream, state, record, ticket).await,
-            Upstream::Unix(stream) => carry(client, stream, state, record, ticket).await,
-            Upstream::Tls(stream) => carry(client, stream, state, record, ticket).await,
-            Upstream::TlsUnix(stream) => carry(client, stream, state, record, ticket).await,
-        };
-        let is_failure = end.reason == CloseReason::BackendReset && record.traffic.down == 0;
-        if let (true, Some(home)) = (is_failure, &record.journey.home) {
+        let early = self.early.as_deref();
+        let preface = early::preface(early, send_proxy, client.socket(), &self.record);
+        Ok(Linked {
+            upstream,
+            state: State::new(preface),
+            tried: search.into_tried(),
+        })
+    }
+
+    /// Relays where one of the streams is more than a socket.
+    async fn carry<D: Downstream>(
+        &mut self,
+        client: &mut Open<D>,
+        upstream: impl Side,
+        mut state: State,
+    ) -> End {
+        let mut upstream = Open::new(upstream);
+        let (traffic, ticket) = (&mut self.record.traffic, &self.ticket);
+        let idle = self.settings.config.timeouts.idle;
+        poll_fn(|cx| {
+            ticket.is_relayed(cx.waker(), idle, false);
+            Poll::Ready(())
+        })
+        .await;
+        let end = poll_fn(|cx| state.poll(cx, (&mut **client, &mut *upstream), traffic, ticket));
+        // It does not stand still.
+        let end = end.await.unwrap_or(End {
+            reason: CloseReason::Cut,
+            untouched: false,
+        });
+        upstream.is_orderly = end.reason != CloseReason::ClientReset;
+        end
+    }
+
+    /// Whether a client is to be taken to another backend after such an end: the worker ended with
+    /// this connection still in its queue, and the client knows nothing of it.
+    pub(super) fn goes_on(
+        &mut self,
+        end: &End,
+        tried: &mut Option<Box<Tried>>,
+    ) -> Result<bool, CloseReason> {
+        if end.reason != CloseReason::BackendReset {
+            return Ok(false);
+        }
+        if let Some(home) = &self.record.journey.home
+            && self.record.traffic.down == 0
+        {
             home.failed();
         }
-        match home {
-            // The worker ended with this connection still in its queue: the client knows nothing.
-            Some(slot) if end.reason == CloseReason::BackendReset && end.untouched => {
-                record.journey.home = None;
-                ticket.goes_nowhere();
-                search.note_failure(Arc::clone(&slot.name))?;
-            }
-            _ => {
-                client.is_orderly = end.reason != CloseReason::BackendReset;
-                return Ok(end.reason);
+        match self.record.journey.home.take_if(|_| end.untouched) {
+            None => Ok(false),
+            Some(home) => {
+                let tried = tried.get_or_insert_default();
+                tried.note_failure(Arc::clone(&home.slot().name))?;
+                Ok(true)
             }
         }
     }
 }
 
-/// Serves a client that an earlier image of the program has served until now.
-pub(super) async fn resume(
-    resumed: Resumed,
-    settings: Arc<Settings>,
-    key: AffinityKey,
-    ticket: Ticket,
-) {
-    let Resumed {
-        mut record,
-        client,
-        way,
-    } = resumed;
-    let mut client = Open::new(client);
-    let (upstream, mut state) = match way {
-        Way::Relay(upstream, state) => (upstream, state),
-        Way::WebSocket(websocket) => {
-            let idle = settings.config.timeouts.idle;
-            Box::pin(websocket.carry(&mut *client, &record, idle, &ticket)).await;
-            client.is_orderly = true;
-            record.reason = CloseReason::ClientClosed;
-            return;
-        }
-    };
-    if let Some(home) = &record.journey.home {
-        ticket.goes_to(home, key);
-    }
-    let end = match upstream {
-        Upstream::Tcp(stream) => carry(&mut client, stream, &mut state, &mut record, &ticket).await,
-        Upstream::Unix(stream) => {
-            carry(&mut client, stream, &mut state, &mut record, &ticket).await
-        }
-        // They are not carried over.
-        Upstream::Tls(_) | Upstream::TlsUnix(_) => return,
-    };
-    client.is_orderly = end.reason != CloseReason::BackendReset;
-    record.reason = end.reason;
-}
-
-async fn carry<D: Downstream>(
-    client: &mut Open<D>,
-    upstream: impl Side,
-    state: &mut State,
-    record: &mut ConnectionRecord,
-    ticket: &Ticket,
-) -> End {
-    let mut upstream = Open::new(upstream);
-    if client.descriptor().is_some() && upstream.descriptor().is_some() {
-        ticket.can_be_carried().await;
-    }
-    loop {
-        let traffic = &mut record.traffic;
-        if let Some(end) = relay(&mut **client, &mut *upstream, state, traffic).await {
-            ticket.cannot_be_carried();
-            upstream.is_orderly = end.reason != CloseReason::ClientReset;
-            return end;
-        }
-        registry::offer(Carried::relay(record, &**client, &*upstream, state));
-        registry::thawed().await;
-        // The upgrade did not come.
-        Carried::stay(&**client, &*upstream);
-    }
-}
-
-/// What came along with a PROXY header.
-#[derive(Debug, Default)]
-struct Early {
-    /// The client's first bytes.
-    bytes: Vec<u8>,
-    /// Where the client connected to.
-    destination: Option<SocketAddr>,
-}
-
-impl Early {
-    /// What goes to the backend first.
-    fn preface(
-        &self,
-        send_proxy: Option<ProxyVersion>,
-        client: &TcpStream,
-        record: &ConnectionRecord,
-    ) -> Preface {
-        let mut bytes = Vec::new();
-        if let Some(version) = send_proxy {
-            let source = Some(record.client());
-            let destination = self.destination.or_else(|| client.local_addr().ok());
-            let mut header = [0; MAX_WRITTEN];
-            bytes.extend_from_slice(proxy_protocol::write(
-                version,
-                &mut header,
-                source,
-                destination,
-            ));
-        }
-        let ours = bytes.len();
-        bytes.extend_from_slice(&self.bytes);
-        Preface { bytes, ours }
-    }
-}
-
-/// A stream that is reset when it is dropped, unless its end was found to be orderly: nobody shall
-/// take a stream that was cut for one that is complete.
-#[derive(Debug)]
-struct Open<S: Side> {
-    /// There until it is taken.
-    stream: Option<S>,
-    is_orderly: bool,
-}
-
-/// For the one case that cannot be.
-const TAKEN: &str = "a stream is taken as its last use";
-
-impl<S: Side> Open<S> {
-    const fn new(stream: S) -> Self {
-        Self {
-            stream: Some(stream),
-            is_orderly: false,
-        }
-    }
-
-    /// Gives the stream away: there is nothing to close here any more.
-    fn take(&mut self) -> S {
-        self.stream.take().expect(TAKEN)
-    }
-}
-
-impl<S: Side> Deref for Open<S> {
-    type Target = S;
-
-    fn deref(&self) -> &S {
-        self.stream.as_ref().expect(TAKEN)
-    }
-}
-
-impl<S: Side> DerefMut for Open<S> {
-    fn deref_mut(&mut self) -> &mut S {
-        self.stream.as_mut().expect(TAKEN)
-    }
-}
-
-impl<S: Side> Drop for Open<S> {
-    fn drop(&mut self) {
-        if let (Some(stream), false) = (&self.stream, self.is_orderly) {
-            stream.reset_on_close();
-        }
+impl Served {
+    const fn linked(upstream: Bare, state: State, tried: Option<Box<Tried>>) -> Self {
+        Self::Linked(Linked {
+            upstream,
+            state,
+            tried,
+        })
     }
 }
 
@@ -435,17 +409,18 @@ mod tests {
     use super::*;
 
     fn size_of_future<F>(
-        _: impl FnOnce(Arc<Listener>, TcpStream, SocketAddr, Option<Permit>, Ticket) -> F,
+        _: impl FnOnce(&'static Arc<Listener>, TcpStream, SocketAddr, Option<Permit>, Ticket) -> F,
     ) -> usize {
         size_of::<F>()
     }
 
-    /// It is allocated for every connection; what grows it should be known.
+    /// It is allocated for every connection, with some 100 bytes of the runtime's, in steps of 128;
+    /// what grows it should be known.
     #[test]
     fn a_connection_is_small() {
         let size = size_of_future(serve);
         assert!(
-            (550..=650).contains(&size),
+            (200..=408).contains(&size),
             "the future of a connection takes {size} bytes"
         );
     }

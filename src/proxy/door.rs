@@ -22,7 +22,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{
-    admit::Admission, bind, carried::Arrived, connection, identify, listener::Listener, registry,
+    admit::{Admission, Permits},
+    bind,
+    carried::Arrived,
+    connection, identify,
+    listener::Listener,
+    registry,
 };
 use crate::cluster::key_of_address;
 
@@ -205,26 +210,25 @@ pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: A
     let client = resumed.record.client();
     let affinity = &snapshot.config.affinity;
     let key = key_of_address(client.ip(), affinity);
-    let of_client = settings.config.limits.per_client.map(|_| {
+    let of_client = settings.config.limits.per_client.and_then(|_| {
         let address = identify::masked(client.ip(), affinity);
         listener.clients.enter(address, u32::MAX)
     });
-    let permits = (
-        admission.enter_anyhow(),
-        listener.open.enter(u64::MAX),
-        of_client,
-    );
-    let listener = Arc::clone(listener);
-    registry::spawn(Arc::clone(&listener), |ticket| async move {
-        connection::resume(resumed, settings, key, ticket).await;
-        drop(permits);
+    let permits = Permits {
+        of_client: of_client.map(Box::new),
+        of_listener: listener.open.enter(u64::MAX),
+    };
+    let permits = (permits, admission.enter_anyhow());
+    let settings = Arc::clone(&settings);
+    registry::spawn(Arc::clone(listener), |ticket| {
+        connection::resume(resumed, key, settings, permits, ticket)
     });
 }
 
 fn serve(listener: Arc<Listener>, admission: &Admission, stream: TcpStream, peer: SocketAddr) {
     let global = admission.enter();
     registry::spawn(Arc::clone(&listener), |ticket| {
-        connection::serve(listener, stream, peer, global, ticket)
+        connection::serve(&listener, stream, peer, global, ticket)
     });
 }
 

@@ -212,7 +212,7 @@ const BEAT: Duration = Duration::from_millis(500);
 /// call for every connection.
 async fn beat_until(stop: CancellationToken, lag: &Histogram<Waits>) {
     let mut beat = interval(BEAT);
-    let mut stop = pin!(stop.cancelled());
+    let (mut stop, mut idle) = (pin!(stop.cancelled()), pin!(registry::wake_the_idle()));
     loop {
         tokio::select! {
             due = beat.tick() => {
@@ -221,6 +221,7 @@ async fn beat_until(stop: CancellationToken, lag: &Histogram<Waits>) {
                 lag.observe(due.elapsed());
                 pool::sweep();
             }
+            never = &mut idle => match never {},
             () = &mut stop => return,
         }
     }

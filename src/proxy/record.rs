@@ -214,7 +214,7 @@ pub(super) struct ConnectionRecord {
     peer: SocketAddr,
     accepted: Instant,
     /// The client that a PROXY header named.
-    pub(super) client: Option<SocketAddr>,
+    pub(super) client: Option<Box<SocketAddr>>,
     /// How it came to its backend.
     pub(super) journey: Journey,
     /// Bytes carried.
@@ -230,14 +230,43 @@ pub(super) struct ConnectionRecord {
 pub(super) struct Journey {
     /// The backend that it was connected to.
     pub(super) home: Option<Home>,
+    /// Its seat in the slot, where seats are counted.
+    pub(super) seat: Option<Seat>,
+    /// What few have.
+    detour: Option<Box<Detour>>,
+}
+
+/// What kept a client from going home straight away.
+#[derive(Debug, Default)]
+pub(super) struct Detour {
     /// The first choice and why it was passed over, when it was.
     pub(super) passed: Option<(Arc<str>, Skip)>,
     /// How long it was held for its slot.
     pub(super) held: Duration,
     /// How long it queued for a seat.
     pub(super) queued: Duration,
-    /// Its seat in the slot, where seats are counted.
-    pub(super) seat: Option<Seat>,
+}
+
+impl Journey {
+    pub(super) fn detour(&self) -> &Detour {
+        static NONE: Detour = Detour {
+            passed: None,
+            held: Duration::ZERO,
+            queued: Duration::ZERO,
+        };
+        self.detour.as_deref().unwrap_or(&NONE)
+    }
+
+    pub(super) fn detour_mut(&mut self) -> &mut Detour {
+        self.detour.get_or_insert_default()
+    }
+
+    /// Notes which first choice was passed over, if one was.
+    pub(super) fn pass(&mut self, passed: Option<(Arc<str>, Skip)>) {
+        if passed.is_some() || self.detour.is_some() {
+            self.detour_mut().passed = passed;
+        }
+    }
 }
 
 /// The backend of a connection. Counts itself in the slot, and in the generation, while it is held.
@@ -274,22 +303,26 @@ impl ConnectionRecord {
         }
     }
 
+    /// By which it came in.
+    pub(super) const fn listener(&self) -> &Arc<Listener> {
+        &self.listener
+    }
+
     /// The client: whom the PROXY header named, else the peer.
     pub(super) fn client(&self) -> SocketAddr {
-        self.client.unwrap_or(self.peer)
+        self.client.as_deref().copied().unwrap_or(self.peer)
     }
 }
 
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         let Traffic { up, down } = self.traffic;
-        let Journey {
-            home,
+        let home = self.journey.home.as_ref();
+        let Detour {
             passed,
             held,
             queued,
-            seat: _,
-        } = &self.journey;
+        } = self.journey.detour();
         if let Some(home) = home {
             home.count(self.traffic, self.reason.ended());
         }
@@ -312,9 +345,9 @@ impl Drop for ConnectionRecord {
             listener = &**self.listener.name(),
             client = %client,
             peer = self.client.is_some().then(|| tracing::field::display(self.peer)),
-            slot = home.as_ref().map(|home| &*home.slot.name),
-            generation = home.as_ref().map(Home::generation),
-            pid = home.as_ref().and_then(Home::pid),
+            slot = home.map(|home| &*home.slot.name),
+            generation = home.map(Home::generation),
+            pid = home.and_then(Home::pid),
             passed = passed.as_ref().map(|(slot, _)| &**slot),
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),

@@ -1,6 +1,7 @@
 //! The open connections of this thread, so that they can be cut.
 
 mod freeze;
+mod idle;
 mod strays;
 
 use std::{
@@ -19,8 +20,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use self::idle::Quiet;
 pub(super) use self::{
     freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed},
+    idle::wake_the_idle,
     strays::{send_home, strays},
 };
 use super::{listener::Listener, record::Home};
@@ -72,8 +75,11 @@ struct Open {
     is_tunnel: bool,
     /// What is to be known to send that home, should it come to be away.
     stay: Option<Arc<Stay>>,
-    /// Wakes it to stand still, when it can be carried over to another image of the program.
+    /// Wakes it to stand still, or to end as it is idle, when it is relayed.
     waker: Option<Waker>,
+    quiet: Quiet,
+    /// To another image of the program.
+    can_be_carried: bool,
     /// It was there when that was noted.
     is_noted: bool,
 }
@@ -191,6 +197,8 @@ where
             is_tunnel: false,
             stay: None,
             waker: None,
+            quiet: Quiet::default(),
+            can_be_carried: false,
             is_noted: false,
         })
     });
@@ -279,6 +287,12 @@ impl Open {
 }
 
 impl Ticket {
+    /// One that stands for no connection.
+    #[cfg(test)]
+    pub(super) const fn of_nobody() -> Self {
+        Self(usize::MAX)
+    }
+
     /// Makes the connection one that can be asked to go.
     pub(super) fn farewell(&self) -> Farewell {
         OPEN.with_borrow_mut(|open| {

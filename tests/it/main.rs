@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+mod bulk;
 mod calls;
 mod capacity;
 mod commands;

@@ -33,7 +33,9 @@ pub(super) fn take_seat(snapshot: &Snapshot, index: usize, journey: &mut Journey
 
 impl Search<'_> {
     pub(super) fn may_queue(&self) -> bool {
-        self.queue_until.is_none_or(|until| Instant::now() < until)
+        self.tried
+            .queue_until
+            .is_none_or(|until| Instant::now() < until)
     }
 
     /// Waits for a seat, for as long as the slot takes clients and the client has time.
@@ -43,10 +45,10 @@ impl Search<'_> {
         };
         let began = Instant::now();
         let longest = began + capacity.queue_timeout;
-        let until = *self.queue_until.get_or_insert(longest);
+        let until = *self.tried.queue_until.get_or_insert(longest);
         let stats = &snapshot.entries[index].slot.stats;
         let Some(waiting) = Waiting::join(stats, capacity.queue_length) else {
-            self.queue_until = Some(began);
+            self.tried.queue_until = Some(began);
             return;
         };
         let is_over = |now: &Snapshot| {
@@ -64,7 +66,7 @@ impl Search<'_> {
             seat = waiting.seat() => journey.seat = Some(seat),
             _over = self.cluster.wait_until(left, is_over) => {}
         }
-        journey.queued += began.elapsed();
+        journey.detour_mut().queued += began.elapsed();
     }
 }
 

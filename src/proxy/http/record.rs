@@ -18,7 +18,7 @@ pub(super) use self::saved::SavedRequest;
 use super::{
     super::{
         Listener,
-        record::{Ended, Home, Journey, Traffic, millis},
+        record::{Detour, Ended, Home, Journey, Traffic, millis},
         share,
         stats::{class_of, code_of, end_of, party_of},
     },
@@ -147,8 +147,9 @@ impl RequestRecord {
         stats
             .ends
             .count(end_of(self.outcome.by, self.outcome.reason));
-        if !self.journey.held.is_zero() {
-            stats.held.observe(self.journey.held);
+        let held = self.journey.detour().held;
+        if !held.is_zero() {
+            stats.held.observe(held);
         }
         if !self.is_tunnel {
             stats.durations[class].observe(took);
@@ -174,13 +175,12 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let Traffic { up, down } = self.traffic;
-        let Journey {
-            home,
+        let home = self.journey.home.as_ref();
+        let Detour {
             passed,
             held,
             queued,
-            seat: _,
-        } = &self.journey;
+        } = self.journey.detour();
         if let Some(home) = home {
             home.count(self.traffic, self.ended());
         }
@@ -206,9 +206,9 @@ impl Drop for RequestRecord {
             request = self.line,
             status = (self.status != 0).then_some(self.status),
             key = &*self.key,
-            slot = home.as_ref().map(|home| &*home.slot().name),
-            generation = home.as_ref().map(Home::generation),
-            pid = home.as_ref().and_then(Home::pid),
+            slot = home.map(|home| &*home.slot().name),
+            generation = home.map(Home::generation),
+            pid = home.and_then(Home::pid),
             passed = passed.as_ref().map(|(slot, _)| &**slot),
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{super::Listener, CloseReason, ConnectionRecord, Home, Journey, Traffic};
+use super::{super::Listener, CloseReason, ConnectionRecord, Detour, Home, Journey, Traffic};
 use crate::{
     cluster::{Seat, Skip, Snapshot},
     handover::Moment,
@@ -46,7 +46,7 @@ impl ConnectionRecord {
             listener: Arc::clone(self.listener.name()),
             peer: self.peer,
             accepted: Moment::of(self.accepted),
-            client: self.client,
+            client: self.client.as_deref().copied(),
             journey: self.journey.saved(),
             up: self.traffic.up,
             down: self.traffic.down,
@@ -64,7 +64,7 @@ impl ConnectionRecord {
             listener,
             peer: saved.peer,
             accepted: saved.accepted.instant(),
-            client: saved.client,
+            client: saved.client.map(Box::new),
             journey: Journey::resumed(saved.journey, snapshot),
             traffic: Traffic {
                 up: saved.up,
@@ -80,14 +80,19 @@ impl Journey {
     /// What the next image has to know of it.
     pub(in crate::proxy) fn saved(&self) -> SavedJourney {
         let home = self.home.as_ref();
+        let Detour {
+            passed,
+            held,
+            queued,
+        } = self.detour();
         SavedJourney {
             home: home.map(|home| SavedHome {
                 slot: Arc::clone(&home.slot.name),
                 generation: home.generation(),
             }),
-            passed: self.passed.clone(),
-            held: self.held,
-            queued: self.queued,
+            passed: passed.clone(),
+            held: *held,
+            queued: *queued,
         }
     }
 
@@ -105,12 +110,16 @@ impl Journey {
         let limited = snapshot.config.balance.capacity.is_some();
         let seat = home.as_ref().filter(|_| limited);
         let seat = seat.and_then(|home| Seat::take(&home.slot.stats));
-        Self {
-            home,
+        let detour = Detour {
             passed: saved.passed,
             held: saved.held,
             queued: saved.queued,
+        };
+        let is_one = detour.passed.is_some() || !(detour.held + detour.queued).is_zero();
+        Self {
+            home,
             seat,
+            detour: is_one.then(|| Box::new(detour)),
         }
     }
 }

@@ -67,7 +67,7 @@ pub(in crate::proxy) fn thaw() {
 /// How many cannot be carried over; only of those that were there at the last [`note`], or all.
 pub(in crate::proxy) fn others(only_noted: bool) -> usize {
     OPEN.with_borrow(|open| {
-        let others = open.iter().filter(|(_, open)| open.waker.is_none());
+        let others = open.iter().filter(|(_, open)| !open.can_be_carried);
         others
             .filter(|(_, open)| open.is_noted || !only_noted)
             .count()
@@ -86,7 +86,7 @@ pub(in crate::proxy) fn note() {
 /// Cuts those that cannot be carried over; how many.
 pub(in crate::proxy) fn cut_others() -> usize {
     OPEN.with_borrow(|open| {
-        let others = open.iter().filter(|(_, open)| open.waker.is_none());
+        let others = open.iter().filter(|(_, open)| !open.can_be_carried);
         let tasks = others.filter_map(|(_, open)| open.task.as_ref());
         tasks.map(tokio::task::AbortHandle::abort).count()
     })
@@ -94,14 +94,13 @@ pub(in crate::proxy) fn cut_others() -> usize {
 
 fn wakers() -> Vec<Waker> {
     OPEN.with_borrow(|open| {
-        open.iter()
-            .filter_map(|(_, open)| open.waker.clone())
-            .collect()
+        let carried = open.iter().filter(|(_, open)| open.can_be_carried);
+        carried.filter_map(|(_, open)| open.waker.clone()).collect()
     })
 }
 
 fn carried() -> usize {
-    OPEN.with_borrow(|open| open.iter().filter(|(_, open)| open.waker.is_some()).count())
+    OPEN.with_borrow(|open| open.iter().filter(|(_, open)| open.can_be_carried).count())
 }
 
 impl Ticket {
@@ -112,6 +111,7 @@ impl Ticket {
             OPEN.with_borrow_mut(|open| {
                 if let Some(open) = open.get_mut(self.0) {
                     open.waker = Some(cx.waker().clone());
+                    open.can_be_carried = true;
                     open.farewell
                         .take_if(|farewell| farewell.was_said_unless_carried());
                 }
@@ -123,7 +123,10 @@ impl Ticket {
 
     /// Notes that it no longer can.
     pub(in crate::proxy) fn cannot_be_carried(&self) {
-        let before = OPEN.with_borrow_mut(|open| open.get_mut(self.0)?.waker.take());
-        drop(before);
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.0) {
+                open.can_be_carried = false;
+            }
+        });
     }
 }

@@ -1,11 +1,12 @@
 //! A relay between two of its moments, for the next image of the program: what was read and not
 //! taken yet, and which side has ended.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
-use super::{Flow, Pending, State};
+use super::{
+    State,
+    flow::{Flow, Pending},
+};
 
 /// A [`State`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,42 +40,37 @@ impl State {
     }
 
     /// The same again.
-    pub(in crate::proxy) fn resumed(saved: SavedState, idle: Option<Duration>) -> Self {
+    pub(in crate::proxy) fn resumed(saved: SavedState) -> Self {
         Self {
             to_up: Flow::resumed(saved.to_up),
             to_down: Flow::resumed(saved.to_down),
             client_ended_first: saved.client_ended_first,
             nothing_early: saved.nothing_early,
-            idle,
+            look: None,
         }
     }
 }
 
 impl Flow {
     fn saved(&self) -> SavedFlow {
-        let pending = self.pending.as_deref();
-        let left = pending.map(|pending| &pending.bytes[pending.sent..]);
+        // What stood in a pipe was taken out of it when the relay came to stand still.
+        let copied = match self.pending.as_deref() {
+            Some(Pending::Copied(copied)) => Some(copied),
+            Some(Pending::Piped(_)) | None => None,
+        };
         SavedFlow {
-            pending: left.unwrap_or_default().to_vec(),
-            ours: pending.map_or(0, |pending| pending.ours.saturating_sub(pending.sent)),
+            pending: copied.map_or_else(Vec::new, |copied| copied.left().to_vec()),
+            ours: copied.map_or(0, |copied| copied.left_of_ours()),
             source_ended: self.source_ended,
             done: self.done,
         }
     }
 
     fn resumed(saved: SavedFlow) -> Self {
-        let pending = (!saved.pending.is_empty()).then(|| {
-            Box::new(Pending {
-                bytes: saved.pending.into(),
-                sent: 0,
-                ours: saved.ours,
-            })
-        });
-        Self {
-            pending,
-            source_ended: saved.source_ended,
-            done: saved.done,
-            unflushed: true,
-        }
+        let mut flow = Self::waiting(saved.pending, saved.ours);
+        flow.source_ended = saved.source_ended;
+        flow.done = saved.done;
+        flow.unflushed = true;
+        flow
     }
 }

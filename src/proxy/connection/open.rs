@@ -1,0 +1,53 @@
+//! A stream whose end is not orderly until it was found to be.
+
+use std::ops::{Deref, DerefMut};
+
+use crate::proxy::relay::Side;
+
+/// A stream that is reset when it is dropped, unless its end was found to be orderly: nobody shall
+/// take a stream that was cut for one that is complete.
+#[derive(Debug)]
+pub(in crate::proxy) struct Open<S: Side> {
+    /// There until it is taken.
+    stream: Option<S>,
+    pub(in crate::proxy) is_orderly: bool,
+}
+
+/// For the one case that cannot be.
+const TAKEN: &str = "a stream is taken as its last use";
+
+impl<S: Side> Open<S> {
+    pub(in crate::proxy) const fn new(stream: S) -> Self {
+        Self {
+            stream: Some(stream),
+            is_orderly: false,
+        }
+    }
+
+    /// Gives the stream away: there is nothing to close here any more.
+    pub(in crate::proxy) fn take(&mut self) -> S {
+        self.stream.take().expect(TAKEN)
+    }
+}
+
+impl<S: Side> Deref for Open<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        self.stream.as_ref().expect(TAKEN)
+    }
+}
+
+impl<S: Side> DerefMut for Open<S> {
+    fn deref_mut(&mut self) -> &mut S {
+        self.stream.as_mut().expect(TAKEN)
+    }
+}
+
+impl<S: Side> Drop for Open<S> {
+    fn drop(&mut self) {
+        if let (Some(stream), false) = (&self.stream, self.is_orderly) {
+            stream.reset_on_close();
+        }
+    }
+}

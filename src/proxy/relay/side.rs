@@ -1,0 +1,138 @@
+//! What a relay carries between.
+
+use std::{
+    io::{self, ErrorKind},
+    os::fd::{AsFd as _, BorrowedFd},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::{TcpStream, UnixStream},
+};
+
+/// One side of a relayed connection.
+pub(in crate::proxy) trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// Whether what is written may stay here until it is flushed.
+    const BUFFERS: bool = false;
+
+    /// Makes the coming close a reset instead of an orderly end, where the protocol has one.
+    fn reset_on_close(&self);
+
+    /// Whether the peer has reset the connection, without reading from it.
+    fn was_reset(&self) -> bool;
+
+    /// Whether there is no connection any more, in either direction, as far as that can be told.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
+    /// The descriptor, where that is all there is to it.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Does something with the descriptor, where that is all there is to it, as soon as it does not
+    /// block.
+    fn poll_io<T>(
+        &self,
+        _cx: &mut Context<'_>,
+        _interest: Interest,
+        _act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        Poll::Ready(Err(ErrorKind::Unsupported.into()))
+    }
+
+    /// Whether it is a Unix socket.
+    fn is_unix(&self) -> bool {
+        false
+    }
+}
+
+/// What TCP and Unix sockets have in common.
+macro_rules! socket {
+    () => {
+        fn was_reset(&self) -> bool {
+            !matches!(self.take_error(), Ok(None))
+        }
+
+        fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+            Some(self.as_fd())
+        }
+
+        fn poll_io<T>(
+            &self,
+            cx: &mut Context<'_>,
+            interest: Interest,
+            mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+        ) -> Poll<io::Result<T>> {
+            loop {
+                ready!(match interest.is_readable() {
+                    true => self.poll_read_ready(cx),
+                    false => self.poll_write_ready(cx),
+                })?;
+                match self.try_io(interest, || act(self.as_fd())) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    done => return Poll::Ready(done),
+                }
+            }
+        }
+    };
+}
+
+impl Side for TcpStream {
+    socket!();
+
+    fn reset_on_close(&self) {
+        // It fails only when there is no connection to reset any more.
+        let _gone = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn is_gone(&self) -> bool {
+        self.peer_addr().is_err()
+    }
+}
+
+impl Side for UnixStream {
+    socket!();
+
+    fn reset_on_close(&self) {}
+
+    fn is_unix(&self) -> bool {
+        true
+    }
+}
+
+impl<S: Side> Side for &mut S {
+    const BUFFERS: bool = S::BUFFERS;
+
+    fn reset_on_close(&self) {
+        S::reset_on_close(self);
+    }
+
+    fn was_reset(&self) -> bool {
+        S::was_reset(self)
+    }
+
+    fn is_gone(&self) -> bool {
+        S::is_gone(self)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        S::descriptor(self)
+    }
+
+    fn poll_io<T>(
+        &self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        S::poll_io(self, cx, interest, act)
+    }
+
+    fn is_unix(&self) -> bool {
+        S::is_unix(self)
+    }
+}
