@@ -45,7 +45,7 @@ impl Standings {
             let accepts = backend.is_some() && at_its_door && why != Skip::Unresponsive;
             match now.config.on_down {
                 OnDown::Reject => decision.push(true, !accepts),
-                OnDown::Hold(longest) if entry.is_coming_back(why) && at < since + longest => {
+                OnDown::Hold(longest) if entry.is_waited_for(why) && at < since + longest => {
                     let until = since + longest;
                     decision.again = Some(decision.again.map_or(until, |again| again.min(until)));
                     decision.push(true, false);
