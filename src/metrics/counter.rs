@@ -1,6 +1,9 @@
 //! Counters.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    fmt::Display,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// Counts up.
 #[derive(Debug, Default)]
@@ -39,6 +42,24 @@ impl<const KINDS: usize> Tally<KINDS> {
     pub fn count(&self, kind: usize) {
         if let Some(counter) = self.0.get(kind) {
             counter.count();
+        }
+    }
+
+    /// Forgets what was counted.
+    pub fn forget(&self) {
+        for counter in &self.0 {
+            counter.0.store(0, Relaxed);
+        }
+    }
+
+    /// Shows the counter of each kind, under these names of theirs.
+    pub fn each<N: Display>(
+        &self,
+        names: impl IntoIterator<Item = N>,
+        see: &mut dyn FnMut(&str, &Counter),
+    ) {
+        for (name, counter) in names.into_iter().zip(&self.0) {
+            see(&name.to_string(), counter);
         }
     }
 

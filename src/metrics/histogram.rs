@@ -77,6 +77,16 @@ impl<S: Scale> Histogram<S> {
         self.nanos.add(nanos);
     }
 
+    /// Shows its counters: a bucket by its upper bound in microseconds.
+    pub fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        let bounds = S::BOUNDS.iter().map(|bound| format!("le{bound}"));
+        let names = bounds.chain(iter::once("more".to_owned()));
+        for (name, counter) in names.zip(&self.buckets) {
+            see(&name, counter);
+        }
+        see("nanos", &self.nanos);
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn seen(&self) -> Seen {

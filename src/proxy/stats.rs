@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::CloseReason;
 use crate::{
-    metrics::{Counter, Histogram, Lives, Tally, Waits},
+    metrics::{Counted, Counter, Histogram, Lives, Tally, Waits, under},
     tls::HandshakeError,
 };
 
@@ -48,6 +48,39 @@ impl ListenerStats {
         if failed.is_none() {
             self.handshake.observe(took);
         }
+    }
+}
+
+impl Counted for ListenerStats {
+    fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        see("accepted", &self.accepted);
+        let closes = CloseReason::ALL.map(|reason| format!("{} {}", reason.by(), reason.as_str()));
+        under("closes", see, |see| self.closes.each(closes, see));
+        under("lives", see, |see| self.lives.each(see));
+        under("held", see, |see| self.held.each(see));
+        under("handshakes", see, |see| {
+            self.handshakes.each(HANDSHAKES, see)
+        });
+        under("handshake", see, |see| self.handshake.each(see));
+        see("left_out", &self.left_out);
+        for (version, requests) in VERSIONS.iter().zip(&self.requests) {
+            let name = format!("requests.{version}");
+            under(name, see, |see| requests.each(CLASSES, see));
+        }
+        let ends = ENDS.iter().map(|(by, reason)| format!("{by} {reason}"));
+        under("ends", see, |see| self.ends.each(ends, see));
+        for (class, durations) in CLASSES.iter().zip(&self.durations) {
+            under(format!("durations.{class}"), see, |see| durations.each(see));
+        }
+        see("websockets", &self.websockets);
+        for (party, closes) in PARTIES.iter().zip(&self.websocket_closes) {
+            let codes = CODES.iter().map(u16::to_string);
+            let codes = codes.chain(["other".to_owned()]);
+            under(format!("websocket_closes.{party}"), see, |see| {
+                closes.each(codes, see);
+            });
+        }
+        under("websocket_lives", see, |see| self.websocket_lives.each(see));
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     state::{SavedSlot, State},
 };
 use crate::{
+    admin::Past,
     app::{
         App, Certificates, ConfigFile, Directs, Office, Place, Scale, ServiceManager, Signers,
         StartError, log_faults, secrets,
@@ -79,6 +80,7 @@ impl Prepared {
         file: Option<ConfigFile>,
         home: Home,
         (program, scales): (Program, BTreeMap<Arc<str>, Scale>),
+        past: Past,
     ) -> (App, HashMap<Place, BoundGroup>, secrets::Signing) {
         let Self {
             groups,
@@ -89,7 +91,7 @@ impl Prepared {
             plane,
         } = self;
         let path = file.as_ref().map(|file| file.path.clone());
-        let office = Office::reopen(&config.admin, path, &home, &plane);
+        let office = Office::reopen(&config.admin, path, &home, &plane, past);
         let app = App {
             config,
             file,
@@ -142,6 +144,8 @@ impl App {
             program,
             workers,
             slots,
+            listeners,
+            past,
             scales,
             connections,
             cut,
@@ -153,12 +157,18 @@ impl App {
             path: program,
             arguments,
         };
+        let past = past.unwrap_or_else(Past::none);
         let (mut app, mut groups, signing) =
-            prepared.into_app(config, file, home, (program, scales));
+            prepared.into_app(config, file, home, (program, scales), past);
         app.start_clusters(&groups, &signing, Some(&mut resumption));
         let mut incoming = resumption.finish(PUBLISHED_WITHIN).await;
         app.resume_slots(&slots).await;
         app.let_in(&mut groups);
+        for (name, counts) in &listeners {
+            if let Some(listener) = app.listeners.get(name) {
+                counts.add_to(listener.stats().mine());
+            }
+        }
         let carried = connections.len();
         for connection in connections {
             match app.listener_of(connection.listener()) {
@@ -189,9 +199,6 @@ impl App {
                 continue;
             };
             let cluster = running.cluster();
-            if let Some(entry) = cluster.load().entry(&saved.slot) {
-                saved.add_to(&entry.slot.stats);
-            }
             if let Some(health) = saved.health.clone() {
                 let checked = Event::Checked {
                     slot: Arc::clone(&saved.slot),
@@ -208,6 +215,13 @@ impl App {
         }
         for config in &self.config.clusters {
             self.clusters[&config.name].publish(config).await;
+        }
+        for saved in slots {
+            let running = self.clusters.get(&saved.cluster);
+            let snapshot = running.map(|running| running.cluster().load());
+            if let Some(entry) = snapshot.as_ref().and_then(|now| now.entry(&saved.slot)) {
+                saved.add_to(&entry.slot.stats);
+            }
         }
     }
 
