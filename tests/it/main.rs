@@ -13,6 +13,7 @@ mod admin;
 mod capacity;
 mod commands;
 mod config;
+mod day;
 mod death;
 mod demo;
 mod direct;
