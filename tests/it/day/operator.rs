@@ -210,6 +210,8 @@ impl Operator {
         let text = self.config() + "\n[listener.other]\nbind = \"nowhere\"\ncolour = \"red\"\n";
         let answer = self.one.homescar.reload(&text).await;
         assert!(message(&answer).contains("nothing has changed"), "{answer}");
+        // Nobody upgrades to a file with faults.
+        fs::write(self.one.homescar.config_file(), self.config()).unwrap();
         self.ledger.faults += 1;
     }
 
