@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Refused,
@@ -28,7 +28,6 @@ use crate::{
 /// What is at work.
 #[derive(Debug)]
 pub struct Board {
-    began: Instant,
     since: SystemTime,
     file: Option<PathBuf>,
     plane: Arc<DataPlane>,
@@ -40,6 +39,29 @@ pub struct Board {
     /// How late the control plane comes to what is due.
     lag: Histogram<Waits>,
     now: ArcSwap<Now>,
+}
+
+/// What a board has to know of the time before it was there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Past {
+    /// When homescar was started.
+    since: SystemTime,
+    /// When the configuration in use was taken on.
+    configured: SystemTime,
+    reloads: Reloads,
+}
+
+impl Past {
+    /// That of a homescar that starts now.
+    #[must_use]
+    pub fn none() -> Self {
+        let now = SystemTime::now();
+        Self {
+            since: now,
+            configured: now,
+            reloads: Reloads::default(),
+        }
+    }
 }
 
 /// What a reload may change.
@@ -93,20 +115,34 @@ pub enum Phase {
 }
 
 impl Board {
-    /// The board of a homescar that has just started.
+    /// The board of a homescar with this past.
     #[must_use]
-    pub fn new(file: Option<PathBuf>, plane: Arc<DataPlane>) -> Self {
+    pub fn new(file: Option<PathBuf>, plane: Arc<DataPlane>, past: Past) -> Self {
+        let Past {
+            since,
+            configured,
+            reloads,
+        } = past;
         Self {
-            began: Instant::now(),
-            since: SystemTime::now(),
+            since,
             file,
             plane,
             is_draining: AtomicBool::new(false),
-            reloads: Mutex::default(),
-            configured: Mutex::new(SystemTime::now()),
+            reloads: Mutex::new(reloads),
+            configured: Mutex::new(configured),
             certificates: ArcSwap::default(),
             lag: Histogram::default(),
             now: ArcSwap::default(),
+        }
+    }
+
+    /// What the board of the next image has to know.
+    #[must_use]
+    pub fn past(&self) -> Past {
+        Past {
+            since: self.since,
+            configured: self.configured(),
+            reloads: self.reloads().clone(),
         }
     }
 
@@ -187,7 +223,7 @@ impl Board {
     }
 
     pub(super) fn uptime(&self) -> Duration {
-        self.began.elapsed()
+        self.since.elapsed().unwrap_or_default()
     }
 
     pub(super) const fn since(&self) -> SystemTime {

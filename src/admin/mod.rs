@@ -22,6 +22,6 @@ mod standing;
 mod token;
 pub mod view;
 
-pub use board::{Board, Certificate, Phase, Place};
+pub use board::{Board, Certificate, Past, Phase, Place};
 pub use demand::{Answer, Demand, Refused, reply};
 pub use server::{Admin, AdminError, Bound};

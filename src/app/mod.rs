@@ -38,7 +38,7 @@ pub use self::{
     upgrade::{NoTakeover, Program, Takeover, check_upgrade},
 };
 use crate::{
-    admin::{self, AdminError},
+    admin::{self, AdminError, Past},
     config::{self, Bind, Config, Faults, LogOptions, Mode},
     direct::DirectError,
     proxy::{BindError, BoundGroup, DataPlane, Door, Listener, Neighbour, Settings},
@@ -196,7 +196,7 @@ impl App {
         crate::proxy::write_records(config.log.records);
         let plane = Arc::new(DataPlane::start(config.threads, config.max_connections)?);
         let path = file.as_ref().map(|file| file.path.clone());
-        let office = Office::open(&config.admin, path, &home, &plane)?;
+        let office = Office::open(&config.admin, path, &home, &plane, Past::none())?;
         certificates.take(staged);
         let mut app = Self {
             file,

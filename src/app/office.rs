@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::StartError;
 use crate::{
-    admin::{Admin, Board, Bound, Demand},
+    admin::{Admin, Board, Bound, Demand, Past},
     config::{self, Facts},
     proxy::DataPlane,
     supervisor::Home,
@@ -32,9 +32,10 @@ impl Office {
         file: Option<PathBuf>,
         home: &Home,
         plane: &Arc<DataPlane>,
+        past: Past,
     ) -> Result<Self, StartError> {
         let bound = Bound::bind(config, &Facts::of_this_process().socket, home.dir())?;
-        let (sender, mut office) = Self::closed(file, plane);
+        let (sender, mut office) = Self::closed(file, plane, past);
         office.admin = Some(bound.serve(&office.board, &sender)?);
         Ok(office)
     }
@@ -45,16 +46,22 @@ impl Office {
         file: Option<PathBuf>,
         home: &Home,
         plane: &Arc<DataPlane>,
+        past: Past,
     ) -> Self {
-        Self::open(config, file.clone(), home, plane).unwrap_or_else(|error| {
+        let opened = Self::open(config, file.clone(), home, plane, past.clone());
+        opened.unwrap_or_else(|error| {
             warn!("{error}; until homescar is started anew, nobody can speak to it");
-            Self::closed(file, plane).1
+            Self::closed(file, plane, past).1
         })
     }
 
-    fn closed(file: Option<PathBuf>, plane: &Arc<DataPlane>) -> (mpsc::Sender<Demand>, Self) {
+    fn closed(
+        file: Option<PathBuf>,
+        plane: &Arc<DataPlane>,
+        past: Past,
+    ) -> (mpsc::Sender<Demand>, Self) {
         let (sender, demands) = mpsc::channel(PENDING_DEMANDS);
-        let board = Arc::new(Board::new(file, Arc::clone(plane)));
+        let board = Arc::new(Board::new(file, Arc::clone(plane), past));
         let office = Self {
             board,
             demands,

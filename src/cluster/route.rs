@@ -117,9 +117,7 @@ impl Snapshot {
                     OnDown::Reject if !matches!(why, Skip::Draining | Skip::Maint) => {
                         return Route::Reject { index, why };
                     }
-                    OnDown::Hold(_)
-                        if asker.may_hold && self.entries[index].is_coming_back(why) =>
-                    {
+                    OnDown::Hold(_) if asker.may_hold && self.entries[index].is_waited_for(why) => {
                         return Route::Hold { index };
                     }
                     OnDown::Hold(_) | OnDown::Next | OnDown::Reject => {}

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     affinity::SlotId,
     config::Address,
-    metrics::{Histogram, Waits},
+    metrics::{Counted, Counter, Histogram, Waits, under},
 };
 
 /// A stable home inside a cluster. Clients hash to its name, and to nothing else of it.
@@ -60,6 +60,16 @@ pub struct SlotStats {
     pub states: StateStats,
     /// Its processes.
     pub worker: WorkerStats,
+}
+
+impl Counted for SlotStats {
+    fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        under("affinity", see, |see| self.affinity.each(see));
+        under("connect", see, |see| self.connect.each(see));
+        under("checks", see, |see| self.checks.each(see));
+        under("states", see, |see| self.states.each(see));
+        under("worker", see, |see| self.worker.each(see));
+    }
 }
 
 /// What one generation carries: the true count of its connections, and how those that are over

@@ -44,6 +44,9 @@ pub struct Entry {
     pub supervised: bool,
     /// When it last came back, where that makes a difference (`slow_start`).
     pub returned: Option<Instant>,
+    /// It was added to slots that serve, and has not been ready yet: its clients are served by those
+    /// until then.
+    pub joins: bool,
 }
 
 impl Snapshot {
@@ -59,7 +62,7 @@ impl Snapshot {
     pub(super) fn rebuilt(number: u64, config: Arc<config::Cluster>, old: &[Entry]) -> Self {
         let old: ahash::HashMap<&str, &Entry> =
             old.iter().map(|entry| (&*entry.slot.name, entry)).collect();
-        let entries: Vec<Entry> = match &config.source {
+        let mut entries: Vec<Entry> = match &config.source {
             Source::Static(backends) => backends
                 .iter()
                 .map(|backend| {
@@ -79,6 +82,11 @@ impl Snapshot {
             .iter()
             .map(|entry| (&*entry.slot.name, entry.slot.weight));
         let table = Arc::new(Table::new(config.affinity.seed, slots));
+        if entries.iter().any(|entry| entry.skip.is_none()) {
+            let new = entries.iter_mut();
+            let new = new.filter(|entry| !old.contains_key(&*entry.slot.name));
+            new.for_each(|entry| entry.joins = entry.skip.is_some());
+        }
         Self {
             number,
             config,
@@ -136,6 +144,7 @@ impl Entry {
             admin: AdminState::Ready,
             supervised: true,
             returned: None,
+            joins: false,
         }
     }
 
@@ -221,12 +230,19 @@ impl Entry {
         Self {
             down,
             skip: self.admin.skip().or(down),
+            joins: self.joins && down.is_some(),
             ..self
         }
     }
 
-    /// Whether a slot that is passed over for this reason is known to come back soon, so that
-    /// its clients may be held for it: only a supervised one is.
+    /// Whether clients whose home it is are held for it, as it is passed over for this reason.
+    #[must_use]
+    pub const fn is_waited_for(&self, why: Skip) -> bool {
+        !self.joins && self.is_coming_back(why)
+    }
+
+    /// Whether a slot that is passed over for this reason is known to come (back) soon: only a
+    /// supervised one is.
     #[must_use]
     pub const fn is_coming_back(&self, why: Skip) -> bool {
         self.supervised
@@ -291,6 +307,7 @@ fn static_entry(config: &config::StaticBackend, kept: Option<&Entry>, is_checked
         admin: kept.map_or(AdminState::Ready, |entry| entry.admin),
         supervised: false,
         returned: kept.and_then(|entry| entry.returned),
+        joins: false,
     };
     entry.judged(down)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Skip;
-use crate::metrics::{Counter, Histogram, Lives, Tally, Waits};
+use crate::metrics::{Counted, Counter, Histogram, Lives, Tally, Waits, under};
 
 /// How often clients were served by their own slot. Counted at the slot that served them.
 #[derive(Debug, Default)]
@@ -45,6 +45,11 @@ impl StateStats {
     /// Counts a change to this state; `None` is ready.
     pub(super) fn count(&self, state: Option<Skip>) {
         self.0.count(state.map_or(0, |why| 1 + why.number()));
+    }
+
+    /// Forgets all of them: how a slot has come to where it was before it was taken over.
+    pub fn forget(&self) {
+        self.0.forget();
     }
 
     /// How often it became so.
@@ -130,6 +135,42 @@ impl StartReason {
             Self::Restart => "restart",
             Self::Replacement => "replacement",
         }
+    }
+}
+
+impl Counted for AffinityStats {
+    fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        see("kept", &self.kept);
+        under("moved", see, |see| self.moved.each(Skip::ALL, see));
+    }
+}
+
+impl Counted for StateStats {
+    fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        let skips = Skip::ALL.iter().map(|skip| skip.as_str());
+        self.0.each(["ready"].into_iter().chain(skips), see);
+    }
+}
+
+impl Counted for CheckStats {
+    fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        self.results
+            .each(CheckResult::ALL.map(CheckResult::as_str), see);
+        under("latency", see, |see| self.latency.each(see));
+    }
+}
+
+impl Counted for WorkerStats {
+    fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        let (starts, stops) = (
+            StartReason::ALL.map(StartReason::as_str),
+            StopReason::ALL.map(StopReason::as_str),
+        );
+        under("starts", see, |see| self.starts.each(starts, see));
+        under("stops", see, |see| self.stops.each(stops, see));
+        let exits = ExitKind::ALL.map(ExitKind::as_str);
+        under("exits", see, |see| self.exits.each(exits, see));
+        under("ready", see, |see| self.ready.each(see));
     }
 }
 

@@ -162,6 +162,33 @@ fn a_restart_changes_no_table() {
     assert_eq!((generation(1), generation(2)), (Some(2), Some(1)));
 }
 
+/// A worker more is no reason for anybody to wait: until it is ready, all are where they were.
+#[test]
+fn nobody_waits_for_a_slot_that_is_added() {
+    let before = after(HOLD, all_ready());
+    let more = config(HOLD, ReadyBy::Auto, SLOTS + 1);
+    let mut now = step(&before, Event::Configure(Arc::new(more))).expect("a change");
+    let key = key_of(&now, SLOTS);
+    let was = home(&before, key.bits());
+    let at = |snapshot: &Snapshot| match route(snapshot, key, true) {
+        Route::To { index, .. } => index,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(at(&now), was);
+    now = step(&now, started(SLOTS, 1)).expect("a change");
+    assert_eq!(at(&now), was);
+    now = step(&now, ready(SLOTS, 1)).expect("a change");
+    assert_eq!(at(&now), SLOTS);
+    // From then on it is as any other.
+    now = step(&now, gone(SLOTS, 1, Skip::Restarting)).expect("a change");
+    assert_eq!(route(&now, key, true), Route::Hold { index: SLOTS });
+    // Where nobody serves, whoever comes first is waited for.
+    let first = Snapshot::configured(&config(HOLD, ReadyBy::Auto, 2));
+    let index = home(&first, 7);
+    let key = AffinityKey::from_bits(7);
+    assert_eq!(route(&first, key, true), Route::Hold { index });
+}
+
 #[test]
 fn who_is_down_is_waited_for_only_while_it_is_coming_back() {
     for (why, is_held) in [(Skip::Restarting, true), (Skip::CrashLoop, false)] {

@@ -47,7 +47,7 @@ impl Standings {
             let is_taken_out = matches!(why, Skip::Draining | Skip::Maint);
             match now.config.on_down {
                 OnDown::Reject if !is_taken_out => decision.push(true, !accepts),
-                OnDown::Hold(longest) if entry.is_coming_back(why) && at < since + longest => {
+                OnDown::Hold(longest) if entry.is_waited_for(why) && at < since + longest => {
                     let until = since + longest;
                     decision.again = Some(decision.again.map_or(until, |again| again.min(until)));
                     decision.push(true, false);

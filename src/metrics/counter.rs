@@ -1,8 +1,9 @@
 //! Counters.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::{
+    fmt::Display,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// Counts up.
 #[derive(Debug, Default)]
@@ -26,18 +27,6 @@ impl Counter {
     }
 }
 
-impl Serialize for Counter {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        self.get().serialize(to)
-    }
-}
-
-impl<'de> Deserialize<'de> for Counter {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        u64::deserialize(from).map(|count| Self(AtomicU64::new(count)))
-    }
-}
-
 /// A counter for each of a few kinds, which have numbers.
 #[derive(Debug)]
 pub struct Tally<const KINDS: usize>([Counter; KINDS]);
@@ -56,10 +45,21 @@ impl<const KINDS: usize> Tally<KINDS> {
         }
     }
 
-    /// Counts all that another one has counted.
-    pub fn add(&self, other: &Self) {
-        for (counter, other) in self.0.iter().zip(&other.0) {
-            counter.add(other.get());
+    /// Forgets what was counted.
+    pub fn forget(&self) {
+        for counter in &self.0 {
+            counter.0.store(0, Relaxed);
+        }
+    }
+
+    /// Shows the counter of each kind, under these names of theirs.
+    pub fn each<N: Display>(
+        &self,
+        names: impl IntoIterator<Item = N>,
+        see: &mut dyn FnMut(&str, &Counter),
+    ) {
+        for (name, counter) in names.into_iter().zip(&self.0) {
+            see(&name.to_string(), counter);
         }
     }
 
@@ -67,20 +67,6 @@ impl<const KINDS: usize> Tally<KINDS> {
     #[must_use]
     pub fn get(&self, kind: usize) -> u64 {
         self.0.get(kind).map_or(0, Counter::get)
-    }
-}
-
-impl<const KINDS: usize> Serialize for Tally<KINDS> {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(&self.0)
-    }
-}
-
-/// One of other kinds is not taken for these: then it begins anew.
-impl<'de, const KINDS: usize> Deserialize<'de> for Tally<KINDS> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let counters = Vec::<Counter>::deserialize(from)?;
-        Ok(counters.try_into().map_or_else(|_| Self::default(), Self))
     }
 }
 
@@ -96,11 +82,5 @@ mod tests {
         }
         let counted: Vec<_> = (0..4).map(|kind| tally.get(kind)).collect();
         assert_eq!(counted, [1, 0, 2, 0]);
-        let text = serde_json::to_string(&tally).unwrap();
-        let again: Tally<3> = serde_json::from_str(&text).unwrap();
-        again.add(&tally);
-        assert_eq!((again.get(0), again.get(2)), (2, 4));
-        let other: Tally<4> = serde_json::from_str(&text).unwrap();
-        assert_eq!(other.get(0), 0);
     }
 }

@@ -2,9 +2,7 @@
 
 use std::{iter, marker::PhantomData, ops::AddAssign, time::Duration};
 
-use serde::{Deserialize, Serialize};
-
-use super::{Counter, Tally};
+use super::Counter;
 
 /// How many bounds a histogram has.
 pub const STEPS: usize = 14;
@@ -50,20 +48,18 @@ impl Scale for Lives {
 }
 
 /// Counts durations. An observation is two additions.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(bound = "")]
+#[derive(Debug)]
 pub struct Histogram<S> {
     /// The last one is for what is longer than all bounds.
-    buckets: Tally<{ STEPS + 1 }>,
+    buckets: [Counter; STEPS + 1],
     nanos: Counter,
-    #[serde(skip)]
     scale: PhantomData<fn() -> S>,
 }
 
 impl<S> Default for Histogram<S> {
     fn default() -> Self {
         Self {
-            buckets: Tally::default(),
+            buckets: Default::default(),
             nanos: Counter::default(),
             scale: PhantomData,
         }
@@ -76,15 +72,19 @@ impl<S: Scale> Histogram<S> {
         let micros = duration.as_nanos().div_ceil(1_000);
         let bounds = S::BOUNDS.iter();
         let bucket = bounds.take_while(|bound| micros > u128::from(**bound));
-        self.buckets.count(bucket.count());
+        self.buckets[bucket.count()].count();
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.nanos.add(nanos);
     }
 
-    /// Counts all that another one has counted.
-    pub fn add(&self, other: &Self) {
-        self.buckets.add(&other.buckets);
-        self.nanos.add(other.nanos.get());
+    /// Shows its counters: a bucket by its upper bound in microseconds.
+    pub fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        let bounds = S::BOUNDS.iter().map(|bound| format!("le{bound}"));
+        let names = bounds.chain(iter::once("more".to_owned()));
+        for (name, counter) in names.zip(&self.buckets) {
+            see(&name, counter);
+        }
+        see("nanos", &self.nanos);
     }
 
     /// What was counted so far.
@@ -92,7 +92,7 @@ impl<S: Scale> Histogram<S> {
     pub fn seen(&self) -> Seen {
         let bounds = S::BOUNDS.iter().map(|micros| *micros as f64 / 1e6);
         let bounds = bounds.chain(iter::once(f64::INFINITY));
-        let buckets = bounds.zip((0..=STEPS).map(|bucket| self.buckets.get(bucket)));
+        let buckets = bounds.zip(self.buckets.iter().map(Counter::get));
         Seen {
             buckets: buckets.collect(),
             sum: self.nanos.get() as f64 / 1e9,

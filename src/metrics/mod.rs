@@ -6,11 +6,13 @@
 //! ([`PerThread`]). Nothing here knows what is counted; `admin` gathers it, so what is gone is not
 //! shown any more.
 
+mod counted;
 mod counter;
 mod histogram;
 mod page;
 mod per_thread;
 
+pub use counted::{Counted, Counts, under};
 pub use counter::{Counter, Tally};
 pub use histogram::{Histogram, Lives, STEPS, Scale, Seen, Waits};
 pub use page::{Format, Labels, Page, Sheet, write};

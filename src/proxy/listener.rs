@@ -101,14 +101,6 @@ impl Listener {
         &self.stats
     }
 
-    /// All that is counted of it, for another image of the program.
-    #[must_use]
-    pub fn counted(&self) -> ListenerStats {
-        let all = ListenerStats::default();
-        self.stats.all().for_each(|stats| all.add(stats));
-        all
-    }
-
     /// Its connections now.
     #[must_use]
     pub fn open(&self) -> u64 {

@@ -2,17 +2,14 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::CloseReason;
 use crate::{
-    metrics::{Counter, Histogram, Lives, Tally, Waits},
+    metrics::{Counted, Counter, Histogram, Lives, Tally, Waits, under},
     tls::HandshakeError,
 };
 
-/// Counters of a listener. What the next image of the program does not find, begins anew.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
+/// Counters of a listener.
+#[derive(Debug, Default)]
 pub struct ListenerStats {
     /// Connections that were accepted.
     pub accepted: Counter,
@@ -43,44 +40,6 @@ pub struct ListenerStats {
 }
 
 impl ListenerStats {
-    /// Counts all that another one has counted.
-    pub fn add(&self, other: &Self) {
-        let Self {
-            accepted,
-            closes,
-            lives,
-            held,
-            handshakes,
-            handshake,
-            left_out,
-            requests,
-            ends,
-            durations,
-            websockets,
-            websocket_closes,
-            websocket_lives,
-        } = other;
-        self.accepted.add(accepted.get());
-        self.closes.add(closes);
-        self.lives.add(lives);
-        self.held.add(held);
-        self.handshakes.add(handshakes);
-        self.handshake.add(handshake);
-        self.left_out.add(left_out.get());
-        self.ends.add(ends);
-        self.websockets.add(websockets.get());
-        self.websocket_lives.add(websocket_lives);
-        for (own, other) in self.requests.iter().zip(requests) {
-            own.add(other);
-        }
-        for (own, other) in self.durations.iter().zip(durations) {
-            own.add(other);
-        }
-        for (own, other) in self.websocket_closes.iter().zip(websocket_closes) {
-            own.add(other);
-        }
-    }
-
     /// Counts a handshake that went well, or why it did not.
     pub(super) fn shook_hands(&self, failed: Option<&HandshakeError>, took: Duration) {
         let label = failed.map_or(HANDSHAKES[0], HandshakeError::as_label);
@@ -89,6 +48,39 @@ impl ListenerStats {
         if failed.is_none() {
             self.handshake.observe(took);
         }
+    }
+}
+
+impl Counted for ListenerStats {
+    fn each(&self, see: &mut dyn FnMut(&str, &Counter)) {
+        see("accepted", &self.accepted);
+        let closes = CloseReason::ALL.map(|reason| format!("{} {}", reason.by(), reason.as_str()));
+        under("closes", see, |see| self.closes.each(closes, see));
+        under("lives", see, |see| self.lives.each(see));
+        under("held", see, |see| self.held.each(see));
+        under("handshakes", see, |see| {
+            self.handshakes.each(HANDSHAKES, see)
+        });
+        under("handshake", see, |see| self.handshake.each(see));
+        see("left_out", &self.left_out);
+        for (version, requests) in VERSIONS.iter().zip(&self.requests) {
+            let name = format!("requests.{version}");
+            under(name, see, |see| requests.each(CLASSES, see));
+        }
+        let ends = ENDS.iter().map(|(by, reason)| format!("{by} {reason}"));
+        under("ends", see, |see| self.ends.each(ends, see));
+        for (class, durations) in CLASSES.iter().zip(&self.durations) {
+            under(format!("durations.{class}"), see, |see| durations.each(see));
+        }
+        see("websockets", &self.websockets);
+        for (party, closes) in PARTIES.iter().zip(&self.websocket_closes) {
+            let codes = CODES.iter().map(u16::to_string);
+            let codes = codes.chain(["other".to_owned()]);
+            under(format!("websocket_closes.{party}"), see, |see| {
+                closes.each(codes, see);
+            });
+        }
+        under("websocket_lives", see, |see| self.websocket_lives.each(see));
     }
 }
 
@@ -225,12 +217,7 @@ mod tests {
             found += 1;
             assert_ne!(end_of(by, reason), ENDS.len() - 1, "{by}, {reason}");
         };
-        for file in [
-            "refusal.rs",
-            "http1.rs",
-            "stream.rs",
-            "websocket/carriage.rs",
-        ] {
+        for file in ["refusal.rs", "http1.rs", "stream.rs", "websocket/tunnel.rs"] {
             let text = fs::read_to_string(folder.join(file)).unwrap();
             for (_, rest) in text
                 .match_indices("Outcome::new(\"")

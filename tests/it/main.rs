@@ -15,6 +15,7 @@ mod calls;
 mod capacity;
 mod commands;
 mod config;
+mod day;
 mod death;
 mod demo;
 mod direct;

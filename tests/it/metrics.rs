@@ -30,6 +30,7 @@ use crate::{
         homescar::{Homescar, SOON, WORKER, message},
         kill_9,
     },
+    upgrade::Replaceable,
 };
 
 /// A page, sample by sample.
@@ -280,6 +281,57 @@ async fn reloads_are_counted_by_how_they_went() {
     let page = until(&homescar, reloads, &[("result", "failed")], 1.0).await;
     assert_eq!(page.sum(reloads, &[("result", "ok")]), 1.0);
     assert_eq!(page.sum(success, &[]), 0.0);
+}
+
+/// What was counted is counted on from by the next program.
+#[tokio::test]
+async fn counters_go_on_over_an_upgrade() {
+    let with = |on_down: &str| {
+        let http = "[listener.pages]\nbind = \"127.0.0.1:0\"\nmode = \"http\"\ncluster = \"app\"";
+        workers(&format!("on_down = \"{on_down}\"\n{http}"))
+    };
+    let one = Replaceable::serve(&with("hold 2s"));
+    let homescar = &one.homescar;
+    let pids = homescar.all_ready("app", 2).await;
+    let mut client = Client::connect(homescar.address("web").await)
+        .await
+        .unwrap();
+    client.whoami().await.unwrap();
+    drop(client);
+    let asked = ask(homescar.address("pages").await, "/").await;
+    assert!(asked.starts_with("HTTP/1.1 200 "), "{asked}");
+    homescar.reload(&with("next")).await;
+    let mark = homescar.mark();
+    kill_9(pids[1]);
+    homescar.ready_after(mark, "app/1").await;
+    until(homescar, "homescar_closes_total", &[], 2.0).await;
+    until(homescar, "homescar_slot_up", &[], 2.0).await;
+    for _ in 0..2 {
+        let before = Page::of(homescar).await;
+        one.must_upgrade().await;
+        let after = Page::of(homescar).await;
+        let is_count = |sample: &str| {
+            let name = sample.split('{').next().unwrap();
+            let ends = ["_total", "_count", "_sum", "_bucket"];
+            // Time goes on, and so do checks.
+            let moves = [
+                "homescar_event_loop_lag",
+                "homescar_health_check",
+                "homescar_worker_cpu",
+                "process_",
+            ];
+            ends.iter().any(|end| name.ends_with(end))
+                && !moves.iter().any(|moving| name.starts_with(moving))
+        };
+        let mut compared = 0;
+        for (sample, value) in before.0.iter().filter(|(sample, _)| is_count(sample)) {
+            assert_eq!(after.0.get(sample), Some(value), "{sample}");
+            compared += usize::from(*value > 0.0);
+        }
+        assert!(compared > 30, "{compared}");
+        let since = "process_start_time_seconds";
+        assert_eq!(before.sum(since, &[]), after.sum(since, &[]));
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::support::{
     homescar::{Homescar, SOON, free_port, message, pid},
 };
 
-fn script(name: &str) -> String {
+pub(crate) fn script(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node");
     assert!(
         folder.join("node_modules/socket.io").is_dir(),

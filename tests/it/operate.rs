@@ -226,7 +226,7 @@ async fn several_slots_at_a_time() {
     assert_eq!(order, ['b', 'b', 'b', 'e', 'e', 'e']);
 }
 
-/// Four ways not to get ready: nothing is replaced, and the old generation serves as if nothing had
+/// Five ways not to get ready: nothing is replaced, and the old generation serves as if nothing had
 /// been.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_get_ready_and_stay_so_replaces_nobody() {
@@ -243,10 +243,13 @@ async fn who_does_not_get_ready_and_stay_so_replaces_nobody() {
     let bad_health = folder.path().join("bad_health");
     fs::write(&bad_health, "500").unwrap();
     let bad_health = ["--health-file", bad_health.to_str().unwrap()];
+    let says_ready = [&bad_health[..], &["--ready-notify"]].concat();
     let mut aborts = 0;
     for (options, more, why) in [
         (&["--never-listen"][..], patient, "was not ready in time"),
         (&bad_health[..], patient, "was not ready in time"),
+        // Which is stable sooner than three checks have failed.
+        (&says_ready[..], "", "was ready, and is not well"),
         (
             &[
                 "--exit-after",
@@ -296,11 +299,8 @@ async fn who_does_not_get_ready_and_stay_so_replaces_nobody() {
         }
     }
     traffic.was_served().await;
-    let now = slots(&homescar).await;
-    assert!(
-        now.iter()
-            .all(|slot| slot.state == "ready" && slot.next.is_none())
-    );
+    let mut now = slots(&homescar).await.into_iter();
+    assert!(now.all(|slot| slot.state == "ready" && slot.next.is_none()));
 }
 
 /// Waits until so many rolling restarts have been aborted.

@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::{
     Message, WebSocket, handshake::derive_accept_key, protocol::Role,
 };
 
-use crate::{HUNG, hang, options::Options};
+use crate::{HUNG, hang, leaving, options::Options};
 use std::sync::atomic::Ordering;
 
 const PROXY_V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -195,6 +195,7 @@ impl Connection {
             _ => "200".to_owned(),
         };
         let body = self.identity() + "\n";
+        keep &= !leaving::is_on();
         let connection = if keep { "keep-alive" } else { "close" };
         write!(
             self.out(),

@@ -11,6 +11,7 @@
 )]
 
 mod connection;
+mod leaving;
 mod options;
 
 use std::{
@@ -27,7 +28,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    signal::{SigSet, Signal},
+};
 
 use connection::Connection;
 use options::Options;
@@ -42,6 +46,9 @@ fn main() {
     }
     let options = Arc::new(Options::parse(args));
     handle_term(&options);
+    if options.greedy {
+        limit_memory();
+    }
     for text in &options.stderr {
         eprintln!("{text}");
     }
@@ -67,7 +74,10 @@ fn main() {
         sleep_for_ever();
     }
     thread::sleep(options.ready_after);
-    let listeners = Listener::by_contract();
+    let listeners = match options.wrong_port {
+        true => vec![Listener::somewhere_else()],
+        false => Listener::by_contract(),
+    };
     if options.ready_notify {
         notify("READY=1\nSTATUS=serving");
     }
@@ -78,7 +88,26 @@ fn main() {
         let options = Arc::clone(&options);
         thread::spawn(move || listener.serve(&options));
     }
+    if options.greedy {
+        be_greedy();
+    }
     sleep_for_ever();
+}
+
+/// A process that has more address space than this gets none.
+const MEMORY: u64 = 1 << 30;
+
+fn limit_memory() {
+    setrlimit(Resource::RLIMIT_AS, MEMORY, MEMORY).unwrap();
+}
+
+fn be_greedy() -> ! {
+    let mut all = Vec::new();
+    loop {
+        thread::sleep(Duration::from_millis(5));
+        // Address space, which is what is limited: no machine is short of memory by it.
+        all.push(vec![0_u8; 64 << 20]);
+    }
 }
 
 /// How the contract gives us our socket.
@@ -101,9 +130,29 @@ impl Listener {
         }]
     }
 
-    fn serve(&self, options: &Arc<Options>) -> ! {
+    fn somewhere_else() -> Self {
+        Self::Tcp(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+    }
+
+    fn never_block(&self) {
+        match self {
+            Self::Tcp(listener) => listener.set_nonblocking(true),
+            Self::Unix(listener) => listener.set_nonblocking(true),
+        }
+        .unwrap();
+    }
+
+    fn serve(self, options: &Arc<Options>) -> ! {
+        if options.graceful {
+            // Another generation may have the same socket, and be faster.
+            self.never_block();
+        }
         loop {
-            let accepted = match self {
+            if options.graceful && !leaving::wait_for_client(&self) {
+                drop(self);
+                leaving::end();
+            }
+            let accepted = match &self {
                 Self::Tcp(listener) => listener
                     .accept()
                     .map(|(stream, peer)| Connection::tcp(stream, peer)),
@@ -116,8 +165,10 @@ impl Listener {
             }
             let Ok(connection) = accepted else { continue };
             let options = Arc::clone(options);
+            let open = leaving::Open::count();
             thread::spawn(move || {
                 let _rude_client = connection.serve(&options);
+                drop(open);
             });
         }
     }
@@ -143,7 +194,7 @@ fn sleep_for_ever() -> ! {
 }
 
 fn handle_term(options: &Options) {
-    if !options.ignore_term && options.term_delay.is_zero() {
+    if !options.ignore_term && !options.graceful && options.term_delay.is_zero() {
         return;
     }
     let mut signals = SigSet::empty();
@@ -151,11 +202,14 @@ fn handle_term(options: &Options) {
     // Threads that are started later inherit the mask.
     signals.thread_block().unwrap();
     let (ignore, delay) = (options.ignore_term, options.term_delay);
+    let graceful = options.graceful;
     thread::spawn(move || {
         loop {
             signals.wait().unwrap();
             eprintln!("TERM");
-            if !ignore {
+            if graceful {
+                leaving::begin();
+            } else if !ignore {
                 notify("STOPPING=1");
                 thread::sleep(delay);
                 process::exit(0);

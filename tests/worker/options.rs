@@ -1,6 +1,6 @@
 //! How the worker is to misbehave.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 /// The command line.
 #[derive(Debug, Default)]
@@ -37,11 +37,23 @@ pub(crate) struct Options {
     pub(crate) proxy: bool,
     /// Prints its environment.
     pub(crate) print_env: bool,
+    /// On TERM accepts nobody more, says so with its next answers, and ends when all have gone.
+    pub(crate) graceful: bool,
+    /// Listens on another port than it was told to, or on one beside the socket that it was given.
+    pub(crate) wrong_port: bool,
+    /// Takes ever more memory once it listens, of which it may not have much.
+    pub(crate) greedy: bool,
 }
 
 impl Options {
-    pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Self {
+    pub(crate) fn parse(args: impl Iterator<Item = String>) -> Self {
         let mut options = Self::default();
+        options.add(args);
+        options
+    }
+
+    fn add(&mut self, mut args: impl Iterator<Item = String>) {
+        let options = self;
         while let Some(name) = args.next() {
             let mut value = || {
                 args.next()
@@ -65,9 +77,16 @@ impl Options {
                 "--mute" => options.mute = true,
                 "--proxy" => options.proxy = true,
                 "--print-env" => options.print_env = true,
+                "--graceful" => options.graceful = true,
+                "--wrong-port" => options.wrong_port = true,
+                "--greedy" => options.greedy = true,
+                // A file with more of them, as a release that is good or broken in some way.
+                "--release" => {
+                    let more = fs::read_to_string(value()).unwrap();
+                    options.add(&mut more.split_whitespace().map(str::to_owned));
+                }
                 _ => panic!("unknown option {name}"),
             }
         }
-        options
     }
 }

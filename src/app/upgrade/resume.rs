@@ -12,6 +12,7 @@ use super::{
     way_back,
 };
 use crate::{
+    admin::Past,
     app::{
         App, Certificates, ConfigFile, Directs, Office, Place, Scale, ServiceManager, Signers,
         StartError, log_faults, secrets,
@@ -19,7 +20,8 @@ use crate::{
     cluster::{Event, SavedLearned},
     config::{Config, Facts},
     handover::Incoming,
-    proxy::{BoundGroup, Carried, DataPlane, Listener, stats::ListenerStats},
+    metrics::Counts,
+    proxy::{BoundGroup, Carried, DataPlane, Listener},
     supervisor::Home,
 };
 
@@ -75,6 +77,7 @@ impl Prepared {
         file: Option<ConfigFile>,
         home: Home,
         (program, scales): (Program, BTreeMap<Arc<str>, Scale>),
+        past: Past,
     ) -> (App, HashMap<Place, BoundGroup>, secrets::Signing) {
         let Self {
             groups,
@@ -85,7 +88,7 @@ impl Prepared {
             plane,
         } = self;
         let path = file.as_ref().map(|file| file.path.clone());
-        let office = Office::reopen(&config.admin, path, &home, &plane);
+        let office = Office::reopen(&config.admin, path, &home, &plane, past);
         let app = App {
             config,
             file,
@@ -141,7 +144,8 @@ impl App {
             workers,
             slots,
             learned,
-            counted,
+            listeners,
+            past,
             scales,
             connections,
             cut,
@@ -159,8 +163,9 @@ impl App {
             path: program,
             arguments,
         };
+        let past = past.unwrap_or_else(Past::none);
         let (mut app, mut groups, signing) =
-            prepared.into_app(config, file, home, (program, scales));
+            prepared.into_app(config, file, home, (program, scales), past);
         app.start_clusters(&groups, &signing, Some(&mut resumption));
         let mut incoming = resumption.finish(PUBLISHED_WITHIN).await;
         app.resume_slots(&slots, learned).await;
@@ -169,7 +174,7 @@ impl App {
         let _nobody_goes_back = way_back::close();
         let carried = connections.len();
         incoming.release();
-        app.begin(&mut groups, &counted, connections, incoming);
+        app.begin(&mut groups, &listeners, connections, incoming);
         if let Some(why) = failed {
             warn!("not upgraded, all goes on as before: the new program failed: {why}");
             return Ok(app);
@@ -189,15 +194,15 @@ impl App {
     fn begin(
         &mut self,
         groups: &mut HashMap<Place, BoundGroup>,
-        counted: &BTreeMap<Arc<str>, ListenerStats>,
+        counts: &BTreeMap<Arc<str>, Counts>,
         connections: Vec<Carried>,
         mut incoming: Incoming,
     ) {
         self.home.begin();
         self.let_in(groups);
-        for (name, counted) in counted {
+        for (name, counts) in counts {
             if let Some(listener) = self.listeners.get(name) {
-                listener.stats().mine().add(counted);
+                counts.add_to(listener.stats().mine());
             }
         }
         for connection in connections {
@@ -220,9 +225,6 @@ impl App {
                 continue;
             };
             let cluster = running.cluster();
-            if let Some(entry) = cluster.load().entry(&saved.slot) {
-                saved.add_to(&entry.slot.stats);
-            }
             if let Some(health) = saved.health.clone() {
                 let checked = Event::Checked {
                     slot: Arc::clone(&saved.slot),
@@ -239,6 +241,13 @@ impl App {
         }
         for config in &self.config.clusters {
             self.clusters[&config.name].publish(config).await;
+        }
+        for saved in slots {
+            let running = self.clusters.get(&saved.cluster);
+            let snapshot = running.map(|running| running.cluster().load());
+            if let Some(entry) = snapshot.as_ref().and_then(|now| now.entry(&saved.slot)) {
+                saved.add_to(&entry.slot.stats);
+            }
         }
     }
 

@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Program, execute};
 use crate::{
+    admin::Past,
     app::{App, Place, cluster::RunningCluster, operate::Scale},
     cluster::{AdminState, Health, SavedLearned, SlotStats},
     direct::SavedDirect,
     handover::{Number, Outgoing},
-    proxy::{Carried, stats::ListenerStats},
+    metrics::Counts,
+    proxy::Carried,
     supervisor::Saved,
     tls::SavedTickets,
 };
@@ -48,8 +50,11 @@ pub(super) struct State {
     pub doors: Vec<SavedDoor>,
     pub directs: Vec<SavedDirect>,
     pub slots: Vec<SavedSlot>,
-    /// What was counted of listeners, by their names.
-    pub counted: BTreeMap<Arc<str>, ListenerStats>,
+    /// What was counted of listeners.
+    #[serde(default)]
+    pub listeners: BTreeMap<Arc<str>, Counts>,
+    /// Since when homescar is there, and how its file was read.
+    pub past: Option<Past>,
     /// Numbers of workers that were chosen while homescar ran.
     pub scales: BTreeMap<Arc<str>, Scale>,
     pub connections: Vec<Carried>,
@@ -80,11 +85,16 @@ pub(super) struct SavedSlot {
     connect_failures: u64,
     bytes_up: u64,
     bytes_down: u64,
+    /// All else.
+    #[serde(default)]
+    counts: Counts,
 }
 
 impl SavedSlot {
-    /// Counts on from here.
+    /// Counts on from here. How the slot came to be in the table of this image is no change of it.
     pub(super) fn add_to(&self, stats: &SlotStats) {
+        stats.states.forget();
+        self.counts.add_to(stats);
         stats.total.fetch_add(self.total, Relaxed);
         stats
             .connect_failures
@@ -111,18 +121,13 @@ impl App {
             doors: Vec::new(),
             directs: Vec::new(),
             slots: self.saved_slots(),
-            counted: self.counted(),
+            listeners: self.saved_listeners(),
+            past: Some(self.office.board.past()),
             scales: self.scales.clone(),
             connections: Vec::new(),
             cut: 0,
             shut: SystemTime::now(),
         }
-    }
-
-    fn counted(&self) -> BTreeMap<Arc<str>, ListenerStats> {
-        let listeners = self.listeners.iter();
-        let counted = listeners.map(|(name, listener)| (Arc::clone(name), listener.counted()));
-        counted.collect()
     }
 
     fn saved_learned(&self) -> BTreeMap<Arc<str>, SavedLearned> {
@@ -150,10 +155,18 @@ impl App {
                     connect_failures: stats.connect_failures.load(Relaxed),
                     bytes_up: stats.bytes_up.load(Relaxed),
                     bytes_down: stats.bytes_down.load(Relaxed),
+                    counts: Counts::of([&**stats]),
                 });
             }
         }
         slots
+    }
+
+    fn saved_listeners(&self) -> BTreeMap<Arc<str>, Counts> {
+        let listeners = self.listeners.iter();
+        let counted = listeners
+            .map(|(name, listener)| (Arc::clone(name), Counts::of(listener.stats().all())));
+        counted.collect()
     }
 
     /// Adds the sockets, lets every descriptor pass through the next `execve(2)`, and gives the

@@ -46,6 +46,9 @@ pub(super) struct Successor {
     settled: Option<Instant>,
     /// Since when it is ready.
     ready: Option<Instant>,
+    /// The check that is configured has passed, or there is none that could tell it from the present
+    /// one.
+    is_well: bool,
     replace: Replace,
 }
 
@@ -123,6 +126,7 @@ impl SlotTask {
             generation,
             began: now,
             ready: None,
+            is_well: false,
             replace,
         });
         Vec::new()
@@ -267,7 +271,8 @@ impl Successor {
             }
             let stable = self.generation.workers.stable;
             let due = match (self.ready, self.settled) {
-                (Some(since), _) => since + stable,
+                (Some(since), _) if self.is_well => since + stable,
+                (Some(since), _) => self.by.max(since + stable),
                 (None, Some(settled)) => settled.min(self.by),
                 (None, None) => self.by,
             };
@@ -278,7 +283,11 @@ impl Successor {
                 notices = noticed(generation.channel.as_mut()) => self.notice(notices),
                 _ = numbers.changed() => None,
                 () = sleep_until(due) => match (self.ready, self.settled) {
-                    (Some(_), _) => return Progress::Stable,
+                    (Some(_), _) if self.is_well => return Progress::Stable,
+                    (Some(_), _) => {
+                        let why = "was ready, and passed no check in time";
+                        return Progress::Failed(why.to_owned());
+                    }
                     (None, Some(settled)) if settled <= self.by => {
                         self.is_ready();
                         None
@@ -299,6 +308,7 @@ impl Successor {
     /// What the cluster takes it to be, where it has an address of its own.
     fn look(&mut self, cluster: &Cluster) -> Option<Progress> {
         let snapshot = cluster.load();
+        self.is_well |= self.generation.shares || snapshot.config.health.is_none();
         let entry = snapshot.entry(self.generation.slot());
         let next = entry.and_then(|entry: &Entry| entry.next.as_ref());
         let next = next.filter(|next| next.generation == self.generation.number)?;
@@ -309,6 +319,8 @@ impl Successor {
                     "was ready, and is not well: {why}"
                 )));
             }
+            // It may say that it is ready, and know nothing of this.
+            self.is_well |= next.health == Health::Healthy;
         }
         None
     }
