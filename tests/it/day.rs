@@ -22,7 +22,10 @@ use self::{
     street::{Street, move_in, now},
     tally::Weight,
 };
-use crate::support::homescar::is_alive;
+use crate::{
+    metrics::{Page, until},
+    support::homescar::is_alive,
+};
 
 /// What chance does; another one is HOMESCAR_DAY_SEED.
 const SEED: u64 = 20;
@@ -83,8 +86,11 @@ async fn day(mode: &'static str) {
     while let Some(ended) = people.join_next().await {
         ended.unwrap();
     }
+    town.pollers.pause().await;
     town.pollers.tell(&town.street);
-    let page = crate::metrics::Page::of(&operator.one.homescar).await;
+    let active = "homescar_connections_active";
+    until(&operator.one.homescar, active, &[], 0.0).await;
+    let page = Page::of(&operator.one.homescar).await;
     let log = operator.log();
     operator.ledger.look_up(&log);
     let judge = Judge {
@@ -104,8 +110,9 @@ async fn day(mode: &'static str) {
         "{told}{}",
         operator.one.homescar.tail()
     );
-    tally::check(&operator, &town.street, &page, &log);
-    evening.is_as(morning);
+    let mut faults = tally::check(&operator, &town.street, &page, &log);
+    faults.extend(evening.grown(morning));
+    assert!(faults.is_empty(), "{faults:#?}");
     night(operator).await;
 }
 
@@ -128,7 +135,7 @@ impl Town {
         operator.settled().await;
         self.pollers.pause().await;
         self.street.pause().await;
-        let weight = Weight::of(&operator.one.homescar).await;
+        let weight = Weight::of(&operator.one.homescar, operator.mode).await;
         self.street.go_on();
         self.pollers.go_on();
         self.strikes("weighed");
@@ -149,32 +156,38 @@ async fn morning(operator: &mut Operator, town: &mut Town) -> Weight {
 async fn broken_releases(operator: &mut Operator, town: &mut Town) {
     let late = "was not ready in time";
     operator.hup().await;
+    let began = now();
     tokio::join!(
         operator.is_aborted("node", "never", late),
         operator.is_aborted("rust", "--never-listen", late)
     );
+    operator.note_aborts(began);
     town.strikes("never listens");
     operator.hup_with_faults().await;
     if operator.mode != "direct" {
+        let began = now();
         tokio::join!(
             operator.is_aborted("node", "500", "is not well"),
             operator.is_aborted("rust", "--wrong-port", late)
         );
-        operator.ledger.aborts += 2;
+        operator.note_aborts(began);
         town.strikes("answers 500, listens on a wrong port");
     }
     operator.hup().await;
+    let began = now();
     tokio::join!(
         operator.is_aborted("node", "crash", "exit code 3"),
         operator.is_aborted("rust", "--exit-after 300 --exit-code 3", "exit code 3")
     );
+    operator.note_aborts(began);
     town.strikes("crashes");
+    let began = now();
     tokio::join!(
         operator.is_aborted("node", "memory", "signal ABRT"),
         operator.is_aborted("rust", "--greedy", "signal ABRT")
     );
+    operator.note_aborts(began);
     town.strikes("takes too much memory");
-    operator.ledger.aborts += 6;
     operator.hup().await;
 }
 

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    ledger::Ledger,
+    ledger::{Kill, Ledger},
     street::{Kind, Outcome, Visit},
 };
 use crate::support::{client::Who, homescar::message};
@@ -109,16 +109,7 @@ impl Judge<'_> {
             }
             Outcome::Lost(_) => {
                 verdict.sessions += 1;
-                let last = before.iter().rev().find_map(|other| served(other));
-                let next = after.iter().find_map(|next| served(next));
-                match (last, next) {
-                    (Some(last), Some(next)) if last.pid == next.pid => {
-                        (!self.ledger.is_upgrading(visit.begun, visit.ended))
-                            .then(|| "its worker had not changed".to_owned())
-                    }
-                    (_, None) => Some("and nobody took it up".to_owned()),
-                    _ => None,
-                }
+                self.judge_lost(visit, before, after)
             }
             Outcome::Stale(_) => {
                 verdict.stale += 1;
@@ -190,6 +181,23 @@ impl Judge<'_> {
         (!has_changed && !upgraded).then(|| format!("told {code} for no reason: {at:?} {next:?}"))
     }
 
+    /// A session: who had it has left, or other clients' slots have come or gone. In direct mode both
+    /// generations have the slot's socket while the next one is tried, and whoever opens a connection
+    /// for each poll meets the one or the other.
+    fn judge_lost(&self, visit: &Visit, before: &[&Visit], after: &[&Visit]) -> Option<String> {
+        let is_served = |visit: &&&Visit| served(visit).is_some();
+        let Some(next) = after.iter().find(is_served) else {
+            return Some("and nobody took it up".to_owned());
+        };
+        let last = before.iter().rev().find(is_served)?;
+        let (from, to) = (last.asked, next.ended);
+        let is_same = served(last).map(|who| who.pid) == served(next).map(|who| who.pid);
+        let is_explained = self.ledger.has_changed(visit.cluster, from, to)
+            || self.ledger.is_upgrading(from, to)
+            || (self.mode == "direct" && self.ledger.is_rolling(visit.cluster, from, to));
+        (is_same && !is_explained).then(|| "its worker had not changed".to_owned())
+    }
+
     /// A worker that was killed with this on its hands. Where homescar is on the path, its record of
     /// the connection says the same.
     fn lost_with_its_worker(&self, visit: &Visit, at: Option<&Who>) -> Option<String> {
@@ -208,13 +216,15 @@ impl Judge<'_> {
                 self.ledger.may_meet(cluster, *client, begun, visit.ended)
             }
         };
-        let kill = self.ledger.killed(&slots, visit.begun, visit.ended)?;
-        if let Some(from) = visit.from.filter(|_| self.mode != "direct") {
-            let pids = self.pids_of(from);
-            if !pids.contains(&u64::from(kill.pid)) {
-                return None;
-            }
-        }
+        let mut kills = self.ledger.killed(&slots, visit.begun, visit.ended);
+        let from = visit.from.filter(|_| self.mode != "direct");
+        let pids = from.map(|from| self.pids_of(from));
+        let is_its = |kill: &&Kill| {
+            let recorded = pids.as_ref();
+            at.is_none_or(|at| at.pid == kill.pid || self.mode == "http")
+                && recorded.is_none_or(|pids| pids.contains(&u64::from(kill.pid)))
+        };
+        let kill = kills.find(is_its)?;
         Some(format!(
             "{:?} {} at {:.3}: {} (pid {}) was killed at {:.3}",
             visit.kind,

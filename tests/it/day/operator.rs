@@ -135,6 +135,7 @@ impl Operator {
 
     /// Replaces all workers of both clusters, while the file is read again and again.
     pub(super) async fn restart(&mut self, parallel: &str, hups: usize) {
+        let began = now();
         let reads = async {
             for _ in 0..hups {
                 sleep(Duration::from_millis(700)).await;
@@ -147,7 +148,7 @@ impl Operator {
             reads
         );
         self.ledger.reloads += hups;
-        self.ledger.restarts += 2;
+        self.note_rolls(began);
         for (code, receipt) in [node, rust] {
             let tail = || self.one.homescar.tail();
             assert_eq!(
@@ -218,9 +219,9 @@ impl Operator {
     /// SIGHUP with another environment: all workers are replaced.
     pub(super) async fn release(&mut self) {
         self.release += 1;
+        let began = now();
         let mark = self.one.homescar.mark();
         self.hup().await;
-        self.ledger.restarts += 2;
         for cluster in ["node", "rust"] {
             let rolled = format!("rolling restart of {cluster}: ");
             let log = || {
@@ -229,6 +230,23 @@ impl Operator {
                 lines.any(|line| message(line).starts_with(&rolled))
             };
             eventually(&rolled, 4 * SOON, log).await;
+        }
+        self.note_rolls(began);
+    }
+
+    /// Both clusters have been replaced.
+    fn note_rolls(&mut self, began: f64) {
+        self.ledger.restarts += 2;
+        for cluster in ["node", "rust"] {
+            self.ledger.rolls.push((cluster.to_owned(), began, now()));
+        }
+    }
+
+    /// Of both clusters a release was given up; in direct mode, too, clients may have met it.
+    pub(super) fn note_aborts(&mut self, began: f64) {
+        self.ledger.aborts += 2;
+        for cluster in ["node", "rust"] {
+            self.ledger.rolls.push((cluster.to_owned(), began, now()));
         }
     }
 
