@@ -161,7 +161,7 @@ async fn broken_releases(operator: &mut Operator, town: &mut Town) {
         operator.is_aborted("node", "never", late),
         operator.is_aborted("rust", "--never-listen", late)
     );
-    operator.note_aborts(began);
+    operator.note_aborts(began, false);
     town.strikes("never listens");
     operator.hup_with_faults().await;
     if operator.mode != "direct" {
@@ -170,7 +170,7 @@ async fn broken_releases(operator: &mut Operator, town: &mut Town) {
             operator.is_aborted("node", "500", "is not well"),
             operator.is_aborted("rust", "--wrong-port", late)
         );
-        operator.note_aborts(began);
+        operator.note_aborts(began, false);
         town.strikes("answers 500, listens on a wrong port");
     }
     operator.hup().await;
@@ -179,14 +179,14 @@ async fn broken_releases(operator: &mut Operator, town: &mut Town) {
         operator.is_aborted("node", "crash", "exit code 3"),
         operator.is_aborted("rust", "--exit-after 300 --exit-code 3", "exit code 3")
     );
-    operator.note_aborts(began);
+    operator.note_aborts(began, true);
     town.strikes("crashes");
     let began = now();
     tokio::join!(
         operator.is_aborted("node", "memory", "signal ABRT"),
         operator.is_aborted("rust", "--greedy", "signal ABRT")
     );
-    operator.note_aborts(began);
+    operator.note_aborts(began, true);
     town.strikes("takes too much memory");
     operator.hup().await;
 }

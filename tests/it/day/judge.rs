@@ -28,6 +28,9 @@ pub(super) struct Verdict {
     pub(super) stale: usize,
     /// What was lost with a worker that was killed: one line each.
     pub(super) killed: Vec<String>,
+    /// In direct mode: what was lost with a broken release that crashed while it was tried. It has
+    /// the same socket as the generation before, and may take clients from it.
+    pub(super) crashed: usize,
     /// What nothing explains.
     pub(super) faults: Vec<String>,
     /// The longest that anybody waited who met no killed worker, by kind.
@@ -43,6 +46,7 @@ impl fmt::Display for Verdict {
             sessions,
             stale,
             killed,
+            crashed,
             faults,
             longest,
         } = self;
@@ -50,7 +54,7 @@ impl fmt::Display for Verdict {
             text,
             "served {served:?}; elsewhere {elsewhere}; told to go {told}; sessions that ended with \
              their generation {sessions}; closed between requests {stale}; lost with a killed worker \
-             {}; faults {}",
+             {}, with a crashed release {crashed}; faults {}",
             killed.len(),
             faults.len()
         )?;
@@ -91,7 +95,9 @@ impl Judge<'_> {
 
     fn judge_one(&self, visit: &Visit, before: &[&Visit], after: &[&Visit], verdict: &mut Verdict) {
         let same = before.iter().rev();
-        let same = same.take_while(|other| visit.from.is_some() && other.from == visit.from);
+        let is_same =
+            |other: &&&Visit| visit.from.is_some() && other.begun.total_cmp(&visit.begun).is_eq();
+        let same = same.take_while(is_same);
         let at = same.filter_map(|other| served(other)).next();
         let fault = match &visit.outcome {
             Outcome::Served(who) => {
@@ -115,6 +121,10 @@ impl Judge<'_> {
                 verdict.stale += 1;
                 let next = after.iter().find_map(|next| served(next));
                 self.judge_told(visit, at, next, 0)
+            }
+            Outcome::Failed(_) if self.is_lost_with_a_release(visit, at) => {
+                verdict.crashed += 1;
+                None
             }
             Outcome::Told(_) | Outcome::Failed(_) => Some("failed".to_owned()),
         };
@@ -234,6 +244,17 @@ impl Judge<'_> {
             kill.pid,
             kill.at - self.dawn
         ))
+    }
+
+    fn is_lost_with_a_release(&self, visit: &Visit, at: Option<&Who>) -> bool {
+        let slots = match at {
+            Some(at) => vec![at.slot.clone()],
+            None => self
+                .ledger
+                .may_meet(visit.cluster, visit.client, visit.begun, visit.ended),
+        };
+        let is_tried = self.ledger.has_crashed(&slots, visit.begun, visit.ended);
+        self.mode == "direct" && is_tried
     }
 
     /// Whom homescar says that it has brought a connection to.

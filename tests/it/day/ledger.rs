@@ -44,6 +44,8 @@ pub(super) struct Ledger {
     /// Rolling restarts that replaced all, and that were aborted, of both clusters together.
     pub(super) restarts: usize,
     pub(super) aborts: usize,
+    /// Slots whose next generation has crashed while it was tried, and when.
+    pub(super) crashes: Vec<(String, f64, f64)>,
     /// Reloads that went well, and that were refused.
     pub(super) reloads: usize,
     pub(super) faults: usize,
@@ -148,6 +150,12 @@ impl Ledger {
             let was_there = begun <= kill.gone + SLACK && kill.at <= ended;
             was_there && ended <= kill.back.max(kill.gone + 1.0) && slots.contains(&kill.slot)
         })
+    }
+
+    /// Whether the next generation of one of these slots has crashed then, while it was tried.
+    pub(super) fn has_crashed(&self, slots: &[String], from: f64, to: f64) -> bool {
+        let mut crashes = self.crashes.iter();
+        crashes.any(|(slot, began, done)| slots.contains(slot) && *began <= to && from <= *done)
     }
 
     /// Whether a slot of this cluster came or went then.

@@ -242,11 +242,16 @@ impl Operator {
         }
     }
 
-    /// Of both clusters a release was given up; in direct mode, too, clients may have met it.
-    pub(super) fn note_aborts(&mut self, began: f64) {
+    /// Of both clusters a release was given up, by itself or by homescar.
+    pub(super) fn note_aborts(&mut self, began: f64, has_crashed: bool) {
         self.ledger.aborts += 2;
         for cluster in ["node", "rust"] {
             self.ledger.rolls.push((cluster.to_owned(), began, now()));
+            if has_crashed {
+                self.ledger
+                    .crashes
+                    .push((format!("{cluster}/0"), began, now()));
+            }
         }
     }
 
