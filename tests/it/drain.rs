@@ -260,7 +260,7 @@ async fn a_guard_that_was_stopped_does_not_keep_homescar() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_comes_late_to_an_old_generation_is_told() {
     let text = config("60s", "").replace("cluster = \"app\"", "cluster = \"app\"\nmode = \"http\"");
-    let text = text.replace("count = 4", "count = 1, stable = \"0s\"");
+    let text = text.replace("count = 4", "count = 1, stable = \"50ms\"");
     let homescar = Homescar::serve(&text);
     let old = homescar.all_ready("app", 1).await[0];
     let web = homescar.address("web").await;
