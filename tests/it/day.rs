@@ -101,8 +101,8 @@ async fn day(mode: &'static str) {
     };
     let verdict = judge.judge(town.street.visits());
     let told = format!(
-        "mode {mode}, seed {}: {verdict}{}morning {morning:?}, evening {evening:?}\n",
-        seed.0, town.hours
+        "mode {mode}, seed {}: {verdict}{}cut {}, morning {morning:?}, evening {evening:?}\n",
+        seed.0, town.hours, operator.ledger.cut
     );
     let _unheard = std::io::stderr().write_all(told.as_bytes());
     assert!(

@@ -33,7 +33,8 @@ server.on("upgrade", (request, socket, head) => {
 const leave = () => {
   if (leaving) return;
   leaving = true;
-  server.close();
+  // A session that was begun later has timers.
+  server.close(() => process.exit());
   for (const socket of sockets.clients) socket.close(1012, "restart");
   io.engine.close();
 };

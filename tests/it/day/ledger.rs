@@ -50,6 +50,8 @@ pub(super) struct Ledger {
     pub(super) reloads: usize,
     pub(super) faults: usize,
     pub(super) drains: usize,
+    /// Connections that were cut when their generation left.
+    pub(super) cut: usize,
     pub(super) scales: usize,
 }
 
