@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use self::{
     judge::Judge,
-    operator::{Operator, WORKERS},
+    operator::{MOST, Operator, WORKERS},
     pollers::Pollers,
     street::{Street, move_in, now},
     tally::Weight,
@@ -111,7 +111,7 @@ async fn day(mode: &'static str) {
         operator.one.homescar.tail()
     );
     let mut faults = tally::check(&operator, &town.street, &page, &log);
-    faults.extend(evening.grown(morning));
+    faults.extend(evening.grown(morning, mode));
     assert!(faults.is_empty(), "{faults:#?}");
     night(operator).await;
 }
@@ -199,10 +199,10 @@ async fn afternoon(operator: &mut Operator, town: &mut Town) {
     operator.hup_with_faults().await;
     operator.upgrade().await;
     town.strikes("second and third upgrade");
-    operator.scale(4, 8).await;
+    operator.scale(WORKERS, MOST).await;
     town.strikes("scaled to 8");
     operator.hup().await;
-    operator.scale(8, 3).await;
+    operator.scale(MOST, 3).await;
     town.strikes("scaled to 3");
     operator.restart("3", 2).await;
     town.strikes("third restart");

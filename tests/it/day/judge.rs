@@ -285,6 +285,10 @@ impl Judge<'_> {
         );
         let at = at.map(|at| (&at.slot, at.generation, at.pid));
         let _infallible = write!(text, " at {at:?}: {outcome}");
+        let from = from.map(|from| from.to_string()).unwrap_or_default();
+        for record in self.log.iter().filter(|line| line["client"] == *from) {
+            let _infallible = write!(text, "\n    {record}");
+        }
         text
     }
 }

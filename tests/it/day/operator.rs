@@ -26,6 +26,8 @@ use crate::{
 
 /// How many workers each cluster has at the beginning.
 pub(super) const WORKERS: usize = 4;
+/// And at most.
+pub(super) const MOST: usize = 8;
 /// No worker is killed so often that it is a crash loop.
 const KILLS_OF_A_SLOT: usize = 4;
 
@@ -55,7 +57,7 @@ impl Operator {
             random: fastrand::Rng::with_seed(seed),
             release,
         };
-        operator.note_away(WORKERS..8, "not yet there");
+        operator.note_away(WORKERS..MOST, "not yet there");
         operator
     }
 

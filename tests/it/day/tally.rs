@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{
     ledger::Ledger,
-    operator::Operator,
+    operator::{MOST, Operator, WORKERS},
     street::{Street, now},
 };
 use crate::{
@@ -53,10 +53,16 @@ impl Weight {
         }
     }
 
-    /// What there is more of than before.
-    pub(super) fn grown(self, before: Self) -> Vec<String> {
+    /// What there is more of than before. In direct mode the sockets of slots that were scaled away
+    /// stay for the next time: there are as many as there ever were slots.
+    pub(super) fn grown(self, before: Self, mode: &str) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.descriptors != before.descriptors {
+        let stay = if mode == "direct" {
+            2 * (MOST - WORKERS)
+        } else {
+            0
+        };
+        if self.descriptors != before.descriptors + stay {
             faults.push(format!("descriptors: {before:?} {self:?}"));
         }
         let is_more = |now, before| now >= before + MARGIN;
