@@ -2,6 +2,26 @@
 //! constant traffic. Nobody fails but who was on the hands of a worker that was killed; nobody is moved
 //! without need; all that happens is in the metrics and in the log; and in the evening homescar is as
 //! small as it was in the morning.
+//!
+//! It is not part of the suite yet (`main.rs` leaves it out): each mode runs to its end in 105 to 140 s,
+//! and has been all right once (tcp, direct) or but for one connection (http), but not three times in a
+//! row. Open are:
+//!
+//! - tcp and http, while workers are killed: once a day or so one client of the Node workers waits for
+//!   about 3 to 7 s for a slot that comes back, and then is reset (or gets 502) by a worker that no
+//!   kill of the ledger explains.
+//! - direct: once the log had a line "not reloaded" more than there were files with faults.
+//!
+//! What holds, and is judged more mildly than it was meant:
+//!
+//! - A session of socket.io that polls by a new connection each time is lost when its slot's generation
+//!   changes, and is taken up anew. In direct mode it is so also while a next generation is tried: both
+//!   have the slot's socket.
+//! - In direct mode a broken release that listens before it crashes takes with it who it has accepted.
+//! - In http a poll that waits for more than an upgrade or a drain does is cut: as nobody is let in
+//!   meanwhile, the pong that would end it cannot come.
+//! - In direct mode nothing answers 500 or listens on a wrong port: there is no next generation of its own
+//!   port that could be asked.
 
 mod judge;
 mod ledger;

@@ -281,7 +281,12 @@ impl Operator {
     pub(super) async fn upgrade(&mut self) {
         let began = now();
         let receipt = self.one.must_upgrade().await;
-        assert_eq!(receipt["cut"], 0, "{receipt}\n{}", self.one.homescar.tail());
+        let cut = receipt["cut"].as_u64().unwrap() as usize;
+        match self.mode {
+            // A poll that is not answered within 3 s; its client is judged as all others.
+            "http" => self.ledger.cut += cut,
+            _ => assert_eq!(cut, 0, "{receipt}\n{}", self.one.homescar.tail()),
+        }
         self.ledger.upgrades.push((began, now()));
     }
 
