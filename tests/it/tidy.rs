@@ -55,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "handover",
             "health",
             "log",
+            "metrics",
             "proxy",
             "supervisor",
             "tls",
