@@ -65,6 +65,11 @@ impl RunningCluster {
         self.supervisor.as_ref()?.hold_replacements().await
     }
 
+    /// A slot that was scaled away, and whose worker has not ended yet.
+    pub(super) fn retiring(&self) -> Option<&Arc<str>> {
+        self.supervisor.as_ref()?.retiring()
+    }
+
     /// Runs a task for as long as the cluster is at work.
     pub(super) fn keep_running(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();

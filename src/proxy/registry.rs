@@ -225,6 +225,7 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
         let open = open.filter(|open| open.is_asked(asked));
         for open in open.filter(|open| open.is_one_of(which)) {
             match (&open.farewell, open.is_tunnel, which) {
+                (Some(farewell), true, _) if farewell.was_said() => {}
                 (Some(farewell), true, _) => tunnels.push(farewell.clone()),
                 // Its next request may go to another slot.
                 (Some(_), false, Cut::Slot(_) | Cut::Generation(_)) | (None, ..) => {}

@@ -152,6 +152,14 @@ impl Supervisor {
         Arc::clone(&self.turn).acquire_owned().await.ok()
     }
 
+    /// A slot that was scaled away, and whose worker has not ended yet.
+    #[must_use]
+    pub fn retiring(&self) -> Option<&Arc<str>> {
+        let mut slots = self.slots.iter().skip(self.workers.count.get());
+        let slot = slots.find(|slot| !slot.orders.is_closed())?;
+        Some(&slot.name)
+    }
+
     /// Takes on another configuration, which the cluster was told before. Slots beyond the new
     /// count are emptied: their worker ends once its connections have, or after `drain`. Workers
     /// that were started with another configuration are replaced, one slot after the other.

@@ -2,6 +2,26 @@
 //! constant traffic. Nobody fails but who was on the hands of a worker that was killed; nobody is moved
 //! without need; all that happens is in the metrics and in the log; and in the evening homescar is as
 //! small as it was in the morning.
+//!
+//! It is not part of the suite yet (`main.rs` leaves it out): each mode runs to its end in 105 to 140 s,
+//! and has been all right once (tcp, direct) or but for one connection (http), but not three times in a
+//! row. Open are:
+//!
+//! - tcp and http, while workers are killed: once a day or so one client of the Node workers waits for
+//!   about 3 to 7 s for a slot that comes back, and then is reset (or gets 502) by a worker that no
+//!   kill of the ledger explains.
+//! - direct: once the log had a line "not reloaded" more than there were files with faults.
+//!
+//! What holds, and is judged more mildly than it was meant:
+//!
+//! - A session of socket.io that polls by a new connection each time is lost when its slot's generation
+//!   changes, and is taken up anew. In direct mode it is so also while a next generation is tried: both
+//!   have the slot's socket.
+//! - In direct mode a broken release that listens before it crashes takes with it who it has accepted.
+//! - In http a poll that waits for more than an upgrade or a drain does is cut: as nobody is let in
+//!   meanwhile, the pong that would end it cannot come.
+//! - In direct mode nothing answers 500 or listens on a wrong port: there is no next generation of its own
+//!   port that could be asked.
 
 mod judge;
 mod ledger;
@@ -17,12 +37,15 @@ use tokio::time::sleep;
 
 use self::{
     judge::Judge,
-    operator::{Operator, WORKERS},
+    operator::{MOST, Operator, WORKERS},
     pollers::Pollers,
     street::{Street, move_in, now},
     tally::Weight,
 };
-use crate::support::homescar::is_alive;
+use crate::{
+    metrics::{Page, until},
+    support::homescar::is_alive,
+};
 
 /// What chance does; another one is HOMESCAR_DAY_SEED.
 const SEED: u64 = 20;
@@ -83,8 +106,11 @@ async fn day(mode: &'static str) {
     while let Some(ended) = people.join_next().await {
         ended.unwrap();
     }
+    town.pollers.pause().await;
     town.pollers.tell(&town.street);
-    let page = crate::metrics::Page::of(&operator.one.homescar).await;
+    let active = "homescar_connections_active";
+    until(&operator.one.homescar, active, &[], 0.0).await;
+    let page = Page::of(&operator.one.homescar).await;
     let log = operator.log();
     operator.ledger.look_up(&log);
     let judge = Judge {
@@ -95,8 +121,8 @@ async fn day(mode: &'static str) {
     };
     let verdict = judge.judge(town.street.visits());
     let told = format!(
-        "mode {mode}, seed {}: {verdict}{}morning {morning:?}, evening {evening:?}\n",
-        seed.0, town.hours
+        "mode {mode}, seed {}: {verdict}{}cut {}, morning {morning:?}, evening {evening:?}\n",
+        seed.0, town.hours, operator.ledger.cut
     );
     let _unheard = std::io::stderr().write_all(told.as_bytes());
     assert!(
@@ -104,8 +130,9 @@ async fn day(mode: &'static str) {
         "{told}{}",
         operator.one.homescar.tail()
     );
-    tally::check(&operator, &town.street, &page, &log);
-    evening.is_as(morning);
+    let mut faults = tally::check(&operator, &town.street, &page, &log);
+    faults.extend(evening.grown(morning, mode));
+    assert!(faults.is_empty(), "{faults:#?}");
     night(operator).await;
 }
 
@@ -128,7 +155,7 @@ impl Town {
         operator.settled().await;
         self.pollers.pause().await;
         self.street.pause().await;
-        let weight = Weight::of(&operator.one.homescar).await;
+        let weight = Weight::of(&operator.one.homescar, operator.mode).await;
         self.street.go_on();
         self.pollers.go_on();
         self.strikes("weighed");
@@ -149,32 +176,38 @@ async fn morning(operator: &mut Operator, town: &mut Town) -> Weight {
 async fn broken_releases(operator: &mut Operator, town: &mut Town) {
     let late = "was not ready in time";
     operator.hup().await;
+    let began = now();
     tokio::join!(
         operator.is_aborted("node", "never", late),
         operator.is_aborted("rust", "--never-listen", late)
     );
+    operator.note_aborts(began, false);
     town.strikes("never listens");
     operator.hup_with_faults().await;
     if operator.mode != "direct" {
+        let began = now();
         tokio::join!(
             operator.is_aborted("node", "500", "is not well"),
             operator.is_aborted("rust", "--wrong-port", late)
         );
-        operator.ledger.aborts += 2;
+        operator.note_aborts(began, false);
         town.strikes("answers 500, listens on a wrong port");
     }
     operator.hup().await;
+    let began = now();
     tokio::join!(
         operator.is_aborted("node", "crash", "exit code 3"),
         operator.is_aborted("rust", "--exit-after 300 --exit-code 3", "exit code 3")
     );
+    operator.note_aborts(began, true);
     town.strikes("crashes");
+    let began = now();
     tokio::join!(
         operator.is_aborted("node", "memory", "signal ABRT"),
         operator.is_aborted("rust", "--greedy", "signal ABRT")
     );
+    operator.note_aborts(began, true);
     town.strikes("takes too much memory");
-    operator.ledger.aborts += 6;
     operator.hup().await;
 }
 
@@ -186,10 +219,10 @@ async fn afternoon(operator: &mut Operator, town: &mut Town) {
     operator.hup_with_faults().await;
     operator.upgrade().await;
     town.strikes("second and third upgrade");
-    operator.scale(4, 8).await;
+    operator.scale(WORKERS, MOST).await;
     town.strikes("scaled to 8");
     operator.hup().await;
-    operator.scale(8, 3).await;
+    operator.scale(MOST, 3).await;
     town.strikes("scaled to 3");
     operator.restart("3", 2).await;
     town.strikes("third restart");

@@ -9,15 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::StreamExt as _;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::{io::AsyncWriteExt as _, task::JoinSet};
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt as _, task::JoinSet, time::timeout};
+use tokio_tungstenite::{client_async, tungstenite::Message};
 
 use crate::support::{
     client::{Client, address_of_client, is_refused},
-    homescar::{Homescar, SOON, WORKER, eventually, is_alive},
+    homescar::{Homescar, SOON, WORKER, eventually, is_alive, message},
 };
 
 fn config(drain: &str, options: &str) -> String {
@@ -251,4 +254,42 @@ async fn a_guard_that_was_stopped_does_not_keep_homescar() {
     kill(Pid::from_raw(guard), Signal::SIGSTOP).unwrap();
     homescar.signal(Signal::SIGTERM);
     assert!(homescar.exit().await.success());
+}
+
+/// A WebSocket that is being opened while its worker is replaced is told to go, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_comes_late_to_an_old_generation_is_told() {
+    let text = config("60s", "").replace("cluster = \"app\"", "cluster = \"app\"\nmode = \"http\"");
+    let text = text.replace("count = 4", "count = 1, stable = \"50ms\"");
+    let homescar = Homescar::serve(&text);
+    let old = homescar.all_ready("app", 1).await[0];
+    let web = homescar.address("web").await;
+    kill(Pid::from_raw(old as i32), Signal::SIGSTOP).unwrap();
+    let mark = homescar.mark();
+    let opens = async {
+        let stream = Client::connect(web).await.unwrap().stream.into_inner();
+        client_async("ws://app/ws", stream).await.unwrap().0
+    };
+    let replaced = async {
+        homescar
+            .reload(&text.replace("stable", "env = { RELEASE = \"2\" }, stable"))
+            .await;
+        let is_taken = |line: &Value| message(line).contains("has taken over");
+        homescar
+            .line_after(mark, "the next generation", is_taken)
+            .await;
+        // Whoever is there by now has been asked to go.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        kill(Pid::from_raw(old as i32), Signal::SIGCONT).unwrap();
+    };
+    let (mut socket, ()) = tokio::join!(opens, replaced);
+    let told = async {
+        loop {
+            match socket.next().await.unwrap().unwrap() {
+                Message::Close(frame) => return u16::from(frame.unwrap().code),
+                greeting => assert!(greeting.to_string().contains(&old.to_string())),
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, told).await.unwrap(), 1012);
 }

@@ -1,6 +1,7 @@
 //! Upgrade in place: the process stays, with its workers and connections, and is another program.
 
 mod encrypted;
+mod retired;
 mod signals;
 mod websockets;
 

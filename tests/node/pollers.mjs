@@ -31,6 +31,8 @@ for (let n = 1; n <= clients; n++) {
     say({ address, what: "disconnect", at: now(), reason, text: String(text ?? "") });
   });
   const failed = (error) => {
+    // "disconnect" tells it.
+    if (socket.connected) return;
     const text = error.context?.responseText || error.description?.message || error.message;
     say({ address, what: "refused", begun: tried, at: now(), text: String(text) });
     tried = now();

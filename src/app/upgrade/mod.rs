@@ -37,10 +37,10 @@ pub use self::{
     program::Program,
     takeover::{NoTakeover, Takeover, check_upgrade},
 };
-use super::{App, Signal};
+use super::{App, Signal, cluster::RunningCluster};
 use crate::supervisor::{Standstill, try_image};
 
-/// For replacements of workers, and what a reload has left, to end.
+/// For replacements of workers, and what a reload or fewer slots have left, to end.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// For the new program to say whether it could take over.
 const CHECKED_WITHIN: Duration = Duration::from_secs(20);
@@ -206,14 +206,30 @@ impl App {
                 let hold = hold.map_err(|_| format!("a worker of {name} is being replaced"));
                 held.extend(hold?);
             }
-            while !self.leaving.is_empty() {
+            while self.draining().is_some() {
                 sleep(LOOK_AGAIN).await;
             }
             Ok(held)
         };
-        let what = "listeners or slots of an earlier configuration still drain".to_owned();
-        timeout(SETTLED_WITHIN, settled)
-            .await
-            .unwrap_or(Err(Stop::Because(what)))
+        match timeout(SETTLED_WITHIN, settled).await {
+            Ok(settled) => settled,
+            Err(_) => {
+                let why = self.draining();
+                Err(why
+                    .unwrap_or_else(|| "workers are being replaced".to_owned())
+                    .into())
+            }
+        }
+    }
+
+    /// What an earlier configuration has left and has not ended yet.
+    fn draining(&self) -> Option<String> {
+        let mut clusters = self.clusters.values();
+        let slot = clusters.find_map(RunningCluster::retiring);
+        let slot = slot.map(|slot| format!("{slot}, which was scaled away, has not ended yet"));
+        slot.or_else(|| {
+            let drains = !self.leaving.is_empty();
+            drains.then(|| "listeners or slots of an earlier configuration still drain".to_owned())
+        })
     }
 }

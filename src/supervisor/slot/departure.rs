@@ -27,6 +27,9 @@ use crate::{
 
 /// How often its connections are counted.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often those are asked to go who were not yet asked: a WebSocket that was being opened, or that
+/// came by its cookie, when the others were.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A client with a cookie may be between two requests: it has left when it is away this long.
 const AWAY: Duration = Duration::from_secs(1);
 /// For the table to forget it, and for whoever was on the way to it.
@@ -90,6 +93,7 @@ impl Departure {
             Key::Address | Key::Header(_) | Key::None => Duration::ZERO,
         };
         let deadline = Instant::now() + config.drain.timeout;
+        let mut asked = Instant::now();
         let (mut empty_since, mut ended) = (None, 0);
         loop {
             // What came and went between two looks was there too.
@@ -98,6 +102,12 @@ impl Departure {
                 empty_since = None;
             } else if empty_since.get_or_insert_with(Instant::now).elapsed() >= away {
                 break;
+            }
+            if let Some(guests) = &guests
+                && asked.elapsed() >= ASK_AGAIN
+            {
+                asked = Instant::now();
+                guests.ask_to_leave(&load, config.drain.spread).await;
             }
             tokio::select! {
                 () = exited(Some(&self.old.process)) => return,

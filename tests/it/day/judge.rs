@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    ledger::Ledger,
+    ledger::{Kill, Ledger},
     street::{Kind, Outcome, Visit},
 };
 use crate::support::{client::Who, homescar::message};
@@ -28,6 +28,9 @@ pub(super) struct Verdict {
     pub(super) stale: usize,
     /// What was lost with a worker that was killed: one line each.
     pub(super) killed: Vec<String>,
+    /// In direct mode: what was lost with a broken release that crashed while it was tried. It has
+    /// the same socket as the generation before, and may take clients from it.
+    pub(super) crashed: usize,
     /// What nothing explains.
     pub(super) faults: Vec<String>,
     /// The longest that anybody waited who met no killed worker, by kind.
@@ -43,6 +46,7 @@ impl fmt::Display for Verdict {
             sessions,
             stale,
             killed,
+            crashed,
             faults,
             longest,
         } = self;
@@ -50,7 +54,7 @@ impl fmt::Display for Verdict {
             text,
             "served {served:?}; elsewhere {elsewhere}; told to go {told}; sessions that ended with \
              their generation {sessions}; closed between requests {stale}; lost with a killed worker \
-             {}; faults {}",
+             {}, with a crashed release {crashed}; faults {}",
             killed.len(),
             faults.len()
         )?;
@@ -91,7 +95,9 @@ impl Judge<'_> {
 
     fn judge_one(&self, visit: &Visit, before: &[&Visit], after: &[&Visit], verdict: &mut Verdict) {
         let same = before.iter().rev();
-        let same = same.take_while(|other| visit.from.is_some() && other.from == visit.from);
+        let is_same =
+            |other: &&&Visit| visit.from.is_some() && other.begun.total_cmp(&visit.begun).is_eq();
+        let same = same.take_while(is_same);
         let at = same.filter_map(|other| served(other)).next();
         let fault = match &visit.outcome {
             Outcome::Served(who) => {
@@ -109,21 +115,16 @@ impl Judge<'_> {
             }
             Outcome::Lost(_) => {
                 verdict.sessions += 1;
-                let last = before.iter().rev().find_map(|other| served(other));
-                let next = after.iter().find_map(|next| served(next));
-                match (last, next) {
-                    (Some(last), Some(next)) if last.pid == next.pid => {
-                        (!self.ledger.is_upgrading(visit.begun, visit.ended))
-                            .then(|| "its worker had not changed".to_owned())
-                    }
-                    (_, None) => Some("and nobody took it up".to_owned()),
-                    _ => None,
-                }
+                self.judge_lost(visit, before, after)
             }
             Outcome::Stale(_) => {
                 verdict.stale += 1;
                 let next = after.iter().find_map(|next| served(next));
                 self.judge_told(visit, at, next, 0)
+            }
+            Outcome::Failed(_) if self.is_lost_with_a_release(visit, at) => {
+                verdict.crashed += 1;
+                None
             }
             Outcome::Told(_) | Outcome::Failed(_) => Some("failed".to_owned()),
         };
@@ -190,6 +191,23 @@ impl Judge<'_> {
         (!has_changed && !upgraded).then(|| format!("told {code} for no reason: {at:?} {next:?}"))
     }
 
+    /// A session: who had it has left, or other clients' slots have come or gone. In direct mode both
+    /// generations have the slot's socket while the next one is tried, and whoever opens a connection
+    /// for each poll meets the one or the other.
+    fn judge_lost(&self, visit: &Visit, before: &[&Visit], after: &[&Visit]) -> Option<String> {
+        let is_served = |visit: &&&Visit| served(visit).is_some();
+        let Some(next) = after.iter().find(is_served) else {
+            return Some("and nobody took it up".to_owned());
+        };
+        let last = before.iter().rev().find(is_served)?;
+        let (from, to) = (last.asked, next.ended);
+        let is_same = served(last).map(|who| who.pid) == served(next).map(|who| who.pid);
+        let is_explained = self.ledger.has_changed(visit.cluster, from, to)
+            || self.ledger.is_upgrading(from, to)
+            || (self.mode == "direct" && self.ledger.is_rolling(visit.cluster, from, to));
+        (is_same && !is_explained).then(|| "its worker had not changed".to_owned())
+    }
+
     /// A worker that was killed with this on its hands. Where homescar is on the path, its record of
     /// the connection says the same.
     fn lost_with_its_worker(&self, visit: &Visit, at: Option<&Who>) -> Option<String> {
@@ -208,13 +226,15 @@ impl Judge<'_> {
                 self.ledger.may_meet(cluster, *client, begun, visit.ended)
             }
         };
-        let kill = self.ledger.killed(&slots, visit.begun, visit.ended)?;
-        if let Some(from) = visit.from.filter(|_| self.mode != "direct") {
-            let pids = self.pids_of(from);
-            if !pids.contains(&u64::from(kill.pid)) {
-                return None;
-            }
-        }
+        let mut kills = self.ledger.killed(&slots, visit.begun, visit.ended);
+        let from = visit.from.filter(|_| self.mode != "direct");
+        let pids = from.map(|from| self.pids_of(from));
+        let is_its = |kill: &&Kill| {
+            let recorded = pids.as_ref();
+            at.is_none_or(|at| at.pid == kill.pid || self.mode == "http")
+                && recorded.is_none_or(|pids| pids.contains(&u64::from(kill.pid)))
+        };
+        let kill = kills.find(is_its)?;
         Some(format!(
             "{:?} {} at {:.3}: {} (pid {}) was killed at {:.3}",
             visit.kind,
@@ -224,6 +244,17 @@ impl Judge<'_> {
             kill.pid,
             kill.at - self.dawn
         ))
+    }
+
+    fn is_lost_with_a_release(&self, visit: &Visit, at: Option<&Who>) -> bool {
+        let slots = match at {
+            Some(at) => vec![at.slot.clone()],
+            None => self
+                .ledger
+                .may_meet(visit.cluster, visit.client, visit.begun, visit.ended),
+        };
+        let is_tried = self.ledger.has_crashed(&slots, visit.begun, visit.ended);
+        self.mode == "direct" && is_tried
     }
 
     /// Whom homescar says that it has brought a connection to.
@@ -254,6 +285,10 @@ impl Judge<'_> {
         );
         let at = at.map(|at| (&at.slot, at.generation, at.pid));
         let _infallible = write!(text, " at {at:?}: {outcome}");
+        let from = from.map(|from| from.to_string()).unwrap_or_default();
+        for record in self.log.iter().filter(|line| line["client"] == *from) {
+            let _infallible = write!(text, "\n    {record}");
+        }
         text
     }
 }

@@ -39,13 +39,19 @@ pub(super) struct Ledger {
     pub(super) away: Vec<Away>,
     /// From the signal to the receipt.
     pub(super) upgrades: Vec<(f64, f64)>,
+    /// Rolling restarts of a cluster, also aborted ones, likewise.
+    pub(super) rolls: Vec<(String, f64, f64)>,
     /// Rolling restarts that replaced all, and that were aborted, of both clusters together.
     pub(super) restarts: usize,
     pub(super) aborts: usize,
+    /// Slots whose next generation has crashed while it was tried, and when.
+    pub(super) crashes: Vec<(String, f64, f64)>,
     /// Reloads that went well, and that were refused.
     pub(super) reloads: usize,
     pub(super) faults: usize,
     pub(super) drains: usize,
+    /// Connections that were cut when their generation left.
+    pub(super) cut: usize,
     pub(super) scales: usize,
 }
 
@@ -135,12 +141,38 @@ impl Ledger {
         met
     }
 
-    /// A worker of one of these slots that was killed while somebody was there, who noticed then.
-    pub(super) fn killed(&self, slots: &[String], begun: f64, ended: f64) -> Option<&Kill> {
-        self.kills.iter().find(|kill| {
+    /// Workers of these slots that were killed while somebody was there, who noticed then.
+    pub(super) fn killed(
+        &self,
+        slots: &[String],
+        begun: f64,
+        ended: f64,
+    ) -> impl Iterator<Item = &Kill> {
+        self.kills.iter().filter(move |kill| {
             let was_there = begun <= kill.gone + SLACK && kill.at <= ended;
             was_there && ended <= kill.back.max(kill.gone + 1.0) && slots.contains(&kill.slot)
         })
+    }
+
+    /// Whether the next generation of one of these slots has crashed then, while it was tried.
+    pub(super) fn has_crashed(&self, slots: &[String], from: f64, to: f64) -> bool {
+        let mut crashes = self.crashes.iter();
+        crashes.any(|(slot, began, done)| slots.contains(slot) && *began <= to && from <= *done)
+    }
+
+    /// Whether a slot of this cluster came or went then.
+    pub(super) fn has_changed(&self, cluster: &str, from: f64, to: f64) -> bool {
+        let mut away = self.away.iter();
+        away.any(|away| {
+            let of = |time: f64| from <= time + SLACK && time <= to + SLACK;
+            away.slot.starts_with(cluster) && (of(away.from) || of(away.to))
+        })
+    }
+
+    /// Whether two generations of this cluster were there side by side.
+    pub(super) fn is_rolling(&self, cluster: &str, from: f64, to: f64) -> bool {
+        let mut rolls = self.rolls.iter();
+        rolls.any(|(of, began, done)| of == cluster && *began <= to && from <= *done + SLACK)
     }
 
     pub(super) fn is_upgrading(&self, from: f64, to: f64) -> bool {

@@ -1,13 +1,13 @@
 //! What an operator does in a day, and chance.
 
-use std::{fs, path::PathBuf, process::Output, time::Duration};
+use std::{fs, io::Write as _, path::PathBuf, process::Output, time::Duration};
 
 use homescar::{
     admin::{
         client::Client as Admin,
         view::{Receipt, Slot, Status},
     },
-    supervisor::Outcome,
+    supervisor::{Outcome, SlotReceipt},
 };
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
@@ -26,6 +26,8 @@ use crate::{
 
 /// How many workers each cluster has at the beginning.
 pub(super) const WORKERS: usize = 4;
+/// And at most.
+pub(super) const MOST: usize = 8;
 /// No worker is killed so often that it is a crash loop.
 const KILLS_OF_A_SLOT: usize = 4;
 
@@ -55,7 +57,7 @@ impl Operator {
             random: fastrand::Rng::with_seed(seed),
             release,
         };
-        operator.note_away(WORKERS..8, "not yet there");
+        operator.note_away(WORKERS..MOST, "not yet there");
         operator
     }
 
@@ -135,6 +137,7 @@ impl Operator {
 
     /// Replaces all workers of both clusters, while the file is read again and again.
     pub(super) async fn restart(&mut self, parallel: &str, hups: usize) {
+        let began = now();
         let reads = async {
             for _ in 0..hups {
                 sleep(Duration::from_millis(700)).await;
@@ -147,7 +150,7 @@ impl Operator {
             reads
         );
         self.ledger.reloads += hups;
-        self.ledger.restarts += 2;
+        self.note_rolls(began);
         for (code, receipt) in [node, rust] {
             let tail = || self.one.homescar.tail();
             assert_eq!(
@@ -159,7 +162,11 @@ impl Operator {
             for slot in &receipt.slots {
                 assert_eq!(slot.outcome, Outcome::Replaced);
                 let connections = &slot.connections;
-                assert_eq!((connections.cut, connections.failed), (0, 0), "{slot:?}");
+                assert_eq!(connections.failed, 0, "{slot:?}");
+                match self.mode {
+                    "http" => self.note_cuts(slot),
+                    _ => assert_eq!(connections.cut, 0, "{slot:?}"),
+                }
             }
         }
     }
@@ -218,9 +225,9 @@ impl Operator {
     /// SIGHUP with another environment: all workers are replaced.
     pub(super) async fn release(&mut self) {
         self.release += 1;
+        let began = now();
         let mark = self.one.homescar.mark();
         self.hup().await;
-        self.ledger.restarts += 2;
         for cluster in ["node", "rust"] {
             let rolled = format!("rolling restart of {cluster}: ");
             let log = || {
@@ -230,12 +237,56 @@ impl Operator {
             };
             eventually(&rolled, 4 * SOON, log).await;
         }
+        self.note_rolls(began);
+    }
+
+    /// Connections that did not end with their generation. Their clients are judged as all others.
+    fn note_cuts(&mut self, of: &SlotReceipt) {
+        self.ledger.cut += of.connections.cut as usize;
+        if of.connections.cut == 0 {
+            return;
+        }
+        let log = self.one.homescar.log();
+        let records = log.iter().filter(|line| {
+            line["slot"] == *of.slot
+                && line["generation"].as_u64() == of.before.map(u64::from)
+                && message(line) == "request"
+        });
+        for record in records.rev().take(4) {
+            let _unheard = writeln!(std::io::stderr(), "cut? {record}");
+        }
+    }
+
+    /// Both clusters have been replaced.
+    fn note_rolls(&mut self, began: f64) {
+        self.ledger.restarts += 2;
+        for cluster in ["node", "rust"] {
+            self.ledger.rolls.push((cluster.to_owned(), began, now()));
+        }
+    }
+
+    /// Of both clusters a release was given up, by itself or by homescar.
+    pub(super) fn note_aborts(&mut self, began: f64, has_crashed: bool) {
+        self.ledger.aborts += 2;
+        for cluster in ["node", "rust"] {
+            self.ledger.rolls.push((cluster.to_owned(), began, now()));
+            if has_crashed {
+                self.ledger
+                    .crashes
+                    .push((format!("{cluster}/0"), began, now()));
+            }
+        }
     }
 
     pub(super) async fn upgrade(&mut self) {
         let began = now();
         let receipt = self.one.must_upgrade().await;
-        assert_eq!(receipt["cut"], 0, "{receipt}\n{}", self.one.homescar.tail());
+        let cut = receipt["cut"].as_u64().unwrap() as usize;
+        match self.mode {
+            // A poll that is not answered within 3 s; its client is judged as all others.
+            "http" => self.ledger.cut += cut,
+            _ => assert_eq!(cut, 0, "{receipt}\n{}", self.one.homescar.tail()),
+        }
         self.ledger.upgrades.push((began, now()));
     }
 

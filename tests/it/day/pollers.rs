@@ -1,6 +1,7 @@
 //! The clients of socket.io, in a process of their own.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     process::{Child, ChildStdin, Command, Stdio},
@@ -45,8 +46,8 @@ struct Said {
 
 impl Pollers {
     pub(super) fn start(mode: &str, to: SocketAddr) -> Self {
-        // A relay of bytes cannot ask them to go.
-        let upgraded = if mode == "tcp" { 0 } else { UPGRADED };
+        // A relay of bytes cannot ask them to go, and who is not on the path neither.
+        let upgraded = if mode == "http" { UPGRADED } else { 0 };
         let mut child = Command::new("node")
             .arg(script("pollers.mjs"))
             .args([usize::from(to.port()), CLIENTS, upgraded].map(|n| n.to_string()))
@@ -89,6 +90,7 @@ impl Pollers {
 
     /// Notes what all of them have met.
     pub(super) fn tell(&self, street: &Street) {
+        let mut sessions = BTreeMap::new();
         for said in self.said.lock().unwrap().iter() {
             let outcome = match &*said.what {
                 "who" => Outcome::Served(Who {
@@ -101,21 +103,35 @@ impl Pollers {
                 // Whoever is told to pause goes by itself.
                 "disconnect" if said.reason == "io client disconnect" => continue,
                 "disconnect" => Outcome::Lost(format!("{}: {}", said.reason, said.text)),
+                // Its first poll came to another generation than its handshake.
+                "refused" if said.text.contains("Session ID unknown") => {
+                    Outcome::Lost(said.text.clone())
+                }
                 "refused" | "silent" => Outcome::Failed(format!("{}: {}", said.what, said.text)),
+                "connect" => {
+                    sessions.insert(&said.address, said.begun);
+                    continue;
+                }
                 _ => continue,
             };
-            let begun = if said.what == "disconnect" {
-                said.at
-            } else {
-                said.begun
+            // It stays where it was begun.
+            let begun = match &outcome {
+                Outcome::Served(_) => sessions.get(&said.address).copied(),
+                Outcome::Lost(_) => Some(said.at),
+                _ => None,
             };
+            let begun = begun.unwrap_or(said.begun);
             street.note(Visit {
                 kind: Kind::Session,
                 cluster: "node",
                 client: said.address.parse().unwrap(),
                 from: None,
                 begun,
-                asked: begun,
+                asked: if said.begun > begun {
+                    said.begun
+                } else {
+                    begun
+                },
                 ended: said.at,
                 outcome,
             });
