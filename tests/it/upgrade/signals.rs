@@ -81,7 +81,11 @@ async fn a_hup_at_any_moment_is_obeyed() {
         let mark = one.homescar.mark();
         one.homescar.signal(Signal::SIGUSR2);
         sleep(after).await;
-        fs::write(one.homescar.config_file(), with(count)).unwrap();
+        // At once: the new program may be reading it at this moment.
+        let file = one.homescar.config_file();
+        let next = file.with_extension("next");
+        fs::write(&next, with(count)).unwrap();
+        fs::rename(&next, &file).unwrap();
         one.homescar.signal(Signal::SIGHUP);
         let is_receipt = |line: &Value| message(line).contains("upgraded");
         let receipt = one.homescar.line_after(mark, "a receipt", is_receipt).await;
