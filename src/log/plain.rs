@@ -71,26 +71,12 @@ impl Line {
             self.0.push('=');
         }
     }
-
-    fn number(&mut self, field: &Field, mut number: u64) {
-        self.begin(field);
-        let mut digits = [0; 20];
-        let mut at = digits.len();
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (number % 10) as u8;
-            number /= 10;
-            if number == 0 {
-                break;
-            }
-        }
-        self.0.extend(digits[at..].iter().copied().map(char::from));
-    }
 }
 
 impl Visit for Line {
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.number(field, value);
+        self.begin(field);
+        self.0.push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {

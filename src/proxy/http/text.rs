@@ -7,12 +7,21 @@ const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Writes a number.
 pub(super) fn decimal(out: &mut Vec<u8>, number: u64) {
-    in_base::<10>(out, number);
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Writes the size of a chunk.
-pub(super) fn hexadecimal(out: &mut Vec<u8>, number: usize) {
-    in_base::<16>(out, number as u64);
+pub(super) fn hexadecimal(out: &mut Vec<u8>, mut number: usize) {
+    let mut text = [0; 2 * size_of::<usize>()];
+    let mut at = text.len();
+    loop {
+        at -= 1;
+        text[at] = DIGITS[number & 15];
+        number >>= 4;
+        if number == 0 {
+            return out.extend_from_slice(&text[at..]);
+        }
+    }
 }
 
 /// Writes an address.
@@ -39,19 +48,6 @@ pub(super) fn whole(number: u128) -> String {
     }
     let text = str::from_utf8(&text).expect("digits are ASCII");
     text.to_owned()
-}
-
-fn in_base<const BASE: u64>(out: &mut Vec<u8>, mut number: u64) {
-    let mut text = [0; 20];
-    let mut at = text.len();
-    loop {
-        at -= 1;
-        text[at] = DIGITS[(number % BASE) as usize];
-        number /= BASE;
-        if number == 0 {
-            return out.extend_from_slice(&text[at..]);
-        }
-    }
 }
 
 #[cfg(test)]
