@@ -233,10 +233,7 @@ impl App {
             let connector = self.certificates.connector(&cluster.name);
             let from = from.as_deref_mut();
             let running = RunningCluster::start(cluster, connector, entrances, &self.home, from);
-            running.keep_running(rebalance::run(
-                running.cluster().clone(),
-                Arc::clone(&self.plane),
-            ));
+            rebalance::watch(&running, &self.plane);
             self.clusters.insert(Arc::clone(&cluster.name), running);
         }
         secrets::hand_out(signing, |name| self.clusters.get(name));

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
+use super::cluster::RunningCluster;
 use crate::{
     cluster::{Cluster, Rebalance, Step},
     proxy::{DataPlane, Stray},
@@ -14,8 +15,12 @@ use crate::{
 /// When so long nobody can be sent, it is said how many were.
 const LULL: Duration = Duration::from_secs(5);
 
-/// Watches over a cluster for as long as it is there.
-pub(super) async fn run(cluster: Cluster, plane: Arc<DataPlane>) {
+/// Watches over a cluster for as long as it is at work.
+pub(super) fn watch(running: &RunningCluster, plane: &Arc<DataPlane>) {
+    running.keep_running(run(running.cluster().clone(), Arc::clone(plane)));
+}
+
+async fn run(cluster: Cluster, plane: Arc<DataPlane>) {
     let mut numbers = cluster.subscribe();
     let mut rebalance = Rebalance::<Stray>::default();
     let mut random = fastrand::Rng::new();

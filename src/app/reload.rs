@@ -72,10 +72,7 @@ impl App {
             let connector = self.certificates.connector(&config.name);
             let Some(running) = self.clusters.get_mut(&config.name) else {
                 let running = RunningCluster::start(config, connector, entrances, &self.home, None);
-                running.keep_running(rebalance::run(
-                    running.cluster().clone(),
-                    Arc::clone(&self.plane),
-                ));
+                rebalance::watch(&running, &self.plane);
                 self.clusters.insert(Arc::clone(&config.name), running);
                 continue;
             };

@@ -3,7 +3,7 @@
 mod early;
 mod open;
 
-use std::{future::poll_fn, mem, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, mem, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::Interest,
@@ -22,7 +22,7 @@ use super::{
     link::{Bare, Link},
     listener::{Listener, Settings},
     record::{CloseReason, ConnectionRecord},
-    registry::Ticket,
+    registry::{Ticket, own_waker},
     relay::{End, Side, State},
     secure::Downstream,
 };
@@ -353,11 +353,7 @@ impl Connection {
         let mut upstream = Open::new(upstream);
         let (traffic, ticket) = (&mut self.record.traffic, &self.ticket);
         let idle = self.settings.config.timeouts.idle;
-        poll_fn(|cx| {
-            ticket.is_relayed(cx.waker(), idle, false);
-            Poll::Ready(())
-        })
-        .await;
+        ticket.is_relayed(own_waker().await, idle, false);
         let end = poll_fn(|cx| state.poll(cx, (&mut **client, &mut *upstream), traffic, ticket));
         // It does not stand still.
         let end = end.await.unwrap_or(End {

@@ -68,7 +68,9 @@ impl Link {
     /// Relays to the end.
     pub(super) async fn run(&mut self) {
         let reason = loop {
-            poll_fn(|cx| self.set_out(cx)).await;
+            let waker = registry::own_waker().await;
+            let idle = self.connection.settings.config.timeouts.idle;
+            self.connection.ticket.is_relayed(waker, idle, true);
             let end = poll_fn(|cx| self.poll(cx)).await;
             match self.judge(end) {
                 Next::End(reason) => break reason,
@@ -86,12 +88,6 @@ impl Link {
             }
         };
         self.connection.record.reason = reason;
-    }
-
-    fn set_out(&self, cx: &Context<'_>) -> Poll<()> {
-        let idle = self.connection.settings.config.timeouts.idle;
-        self.connection.ticket.is_relayed(cx.waker(), idle, true);
-        Poll::Ready(())
     }
 
     /// What comes after the end of a relay, or in its middle when it stands still.

@@ -254,6 +254,11 @@ pub(super) fn cut(which: &Cut) {
     });
 }
 
+/// What wakes the task that asks.
+pub(super) async fn own_waker() -> Waker {
+    poll_fn(|cx| Poll::Ready(cx.waker().clone())).await
+}
+
 /// Where this thread's connections go.
 pub(super) fn whereabouts() -> Vec<Whereabouts> {
     OPEN.with_borrow(|open| {

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{task::yield_now, time::Instant};
 
-use super::{OPEN, Ticket};
+use super::{OPEN, Ticket, own_waker};
 use crate::proxy::carried::Carried;
 
 /// For all to stand still; they only have to be woken.
@@ -107,18 +107,15 @@ impl Ticket {
     /// Notes that the connection can be carried over from now on, and by whom it is woken. It need
     /// not go any more if it was to only because it could not.
     pub(in crate::proxy) async fn can_be_carried(&self) {
-        poll_fn(|cx| {
-            OPEN.with_borrow_mut(|open| {
-                if let Some(open) = open.get_mut(self.0) {
-                    open.waker = Some(cx.waker().clone());
-                    open.can_be_carried = true;
-                    open.farewell
-                        .take_if(|farewell| farewell.was_said_unless_carried());
-                }
-            });
-            Poll::Ready(())
-        })
-        .await;
+        let waker = own_waker().await;
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.0) {
+                open.waker = Some(waker);
+                open.can_be_carried = true;
+                open.farewell
+                    .take_if(|farewell| farewell.was_said_unless_carried());
+            }
+        });
     }
 
     /// Notes that it no longer can.

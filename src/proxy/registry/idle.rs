@@ -56,14 +56,14 @@ impl Ticket {
     /// idle, and whether it can be carried over to another image of the program.
     pub(in crate::proxy) fn is_relayed(
         &self,
-        waker: &Waker,
+        waker: Waker,
         idle: Option<Duration>,
         can_be_carried: bool,
     ) {
         let limit = idle.map_or(0, |idle| millis(idle).max(1));
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.0) {
-                open.waker = Some(waker.clone());
+                open.waker = Some(waker);
                 open.can_be_carried = can_be_carried;
                 open.quiet = Quiet {
                     limit,
