@@ -3,7 +3,7 @@
 //! without need; all that happens is in the metrics and in the log; and in the evening homescar is as
 //! small as it was in the morning.
 //!
-//! It is not part of the suite yet (`main.rs` leaves it out): each mode runs to its end in 105 to 140 s,
+//! It is not part of the suite yet (`cargo test --features day --test it -- day::` runs it): each mode runs to its end in 105 to 140 s,
 //! and has been all right once (tcp, direct) or but for one connection (http), but not three times in a
 //! row. Open are:
 //!

@@ -15,7 +15,9 @@ mod calls;
 mod capacity;
 mod commands;
 mod config;
-// `mod day;`, a day in the life, is left out: it does not yet pass every time. day.rs says what is known.
+// It does not pass every time yet, and is no part of the suite: day.rs says what is known.
+#[cfg(feature = "day")]
+mod day;
 mod death;
 mod demo;
 mod direct;
