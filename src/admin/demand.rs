@@ -54,24 +54,20 @@ pub fn reply<T>(answer: Answer<T>, result: Result<T, Refused>) {
     let _gone = answer.send(result);
 }
 
-fn refuse<T>(answer: Answer<T>) {
-    reply(answer, Err(Refused::Ending));
-}
-
 impl Demand {
-    /// Whether it is to end; any other is refused, as homescar is ending.
+    /// Whether it is to end; any other is refused, for this reason.
     #[must_use]
-    pub fn is_stop_or_refused(self) -> bool {
+    pub fn is_stop_or_refused(self, why: Refused) -> bool {
         match self {
             Self::Stop(answer) => {
                 reply(answer, Ok(()));
                 return true;
             }
             Self::Reload(answer) | Self::Upgrade(answer) | Self::Slot { answer, .. } => {
-                refuse(answer)
+                reply(answer, Err(why));
             }
-            Self::Restart { answer, .. } => refuse(answer),
-            Self::Scale { answer, .. } => refuse(answer),
+            Self::Restart { answer, .. } => reply(answer, Err(why)),
+            Self::Scale { answer, .. } => reply(answer, Err(why)),
         }
         false
     }

@@ -41,9 +41,11 @@ impl Inbox {
         }
     }
 
-    /// Signals alone.
-    pub(super) const fn signals(&mut self) -> &mut mpsc::Receiver<Signal> {
-        &mut self.signals
+    /// What has come until now.
+    pub(super) fn try_next(&mut self) -> Option<Told> {
+        let signal = self.signals.try_recv().map(Told::Signal);
+        let told = signal.or_else(|_| self.demands.try_recv().map(Told::Demand));
+        told.ok()
     }
 
     /// Waits for the next demand to end; all others make no sense any more.
@@ -56,7 +58,7 @@ impl Inbox {
                     None => std::future::pending().await,
                 },
                 Some(demand) = self.demands.recv() => {
-                    if demand.is_stop_or_refused() {
+                    if demand.is_stop_or_refused(Refused::Ending) {
                         return;
                     }
                 }
@@ -140,7 +142,7 @@ impl App {
 
     /// Becomes the next program, if it can; else says why not.
     async fn try_upgrade(&mut self, inbox: &mut Inbox) -> (Next, String) {
-        let (left, why) = self.upgrade(inbox.signals()).await;
+        let (left, why) = self.upgrade(inbox).await;
         match left {
             Left::Nothing => {}
             Left::Reload => {

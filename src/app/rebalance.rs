@@ -22,7 +22,7 @@ pub(super) fn watch(running: &RunningCluster, plane: &Arc<DataPlane>) {
 
 async fn run(cluster: Cluster, plane: Arc<DataPlane>) {
     let mut numbers = cluster.subscribe();
-    let mut rebalance = Rebalance::<Stray>::default();
+    let mut rebalance = Rebalance::<Stray>::new(cluster.asked().clone());
     let mut random = fastrand::Rng::new();
     let mut sent = 0;
     loop {

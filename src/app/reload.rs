@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ahash::{HashMap, HashSet};
+use futures_util::future::join_all;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -17,8 +18,11 @@ use super::{
 use crate::{
     cluster::{AdminState, Cluster, Slot},
     config::{Config, Drain, Mode},
-    proxy::{BoundGroup, Cut, Listener},
+    proxy::{BoundGroup, Cut, DataPlane, Listener},
 };
+
+/// After so long those are asked to go who were not there when the others were asked.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 impl App {
     /// Changes to another configuration. Connections on listeners and slots that stay are not
@@ -161,17 +165,11 @@ impl App {
                 .collect();
             let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
             self.leaving.spawn(async move {
-                let idle = async {
-                    for slot in &slots {
-                        wait_until_idle(slot).await;
-                    }
-                };
-                for slot in &slots {
-                    let which = Cut::Slot(Arc::clone(&slot.stats));
-                    plane.ask_to_leave(&which, drain.spread).await;
-                }
-                let idle = timeout(drain.timeout, idle);
-                let _ended = shutdown.run_until_cancelled(idle).await;
+                let empty = slots
+                    .iter()
+                    .map(|slot| empty(&plane, slot, drain.spread, || true));
+                let empty = timeout(drain.timeout, join_all(empty));
+                let _ended = shutdown.run_until_cancelled(empty).await;
                 for slot in slots {
                     plane.cut(Cut::Slot(Arc::clone(&slot.stats))).await;
                 }
@@ -203,17 +201,32 @@ impl App {
     pub(super) fn let_go_of_slot(&self, cluster: Cluster, slot: Arc<Slot>, drain: Drain) {
         let (plane, shutdown) = (Arc::clone(&self.plane), self.shutdown.clone());
         self.leaving.spawn(async move {
-            let which = Cut::Slot(Arc::clone(&slot.stats));
-            plane.ask_to_leave(&which, drain.spread).await;
-            let idle = timeout(drain.timeout, wait_until_idle(&slot));
-            let overtime = matches!(shutdown.run_until_cancelled(idle).await, Some(Err(_)));
-            let now = cluster.load();
-            let entry = now.entry(&slot.name);
-            if overtime && entry.is_none_or(|entry| entry.admin == AdminState::Maint) {
+            let leaves = || {
+                let now = cluster.load();
+                let entry = now.entry(&slot.name);
+                entry.is_none_or(|entry| entry.admin == AdminState::Maint)
+            };
+            let empty = timeout(drain.timeout, empty(&plane, &slot, drain.spread, leaves));
+            let overtime = matches!(shutdown.run_until_cancelled(empty).await, Some(Err(_)));
+            if overtime && leaves() {
                 info!(slot = %slot.name, "cutting what is left of {}", slot.name);
-                plane.cut(which).await;
+                plane.cut(Cut::Slot(Arc::clone(&slot.stats))).await;
             }
         });
+    }
+}
+
+/// Asks the WebSockets of a slot to go for as long as it `leaves`, and a little later those that were
+/// just being opened; until it has no connections.
+async fn empty(plane: &DataPlane, slot: &Slot, spread: Duration, leaves: impl Fn() -> bool) {
+    loop {
+        if leaves() {
+            let which = Cut::Slot(Arc::clone(&slot.stats));
+            plane.ask_to_leave(&which, spread).await;
+        }
+        if timeout(ASK_AGAIN, wait_until_idle(slot)).await.is_ok() {
+            return;
+        }
     }
 }
 

@@ -38,7 +38,7 @@ pub use exhaustion::is_exhaustion;
 pub use identity::{Identity, Shown, key_of_address};
 pub use learned::{Giver, Learned, SavedLearned};
 pub use load::{Live, View};
-pub use rebalance::{Rebalance, Standing, Stay, Step};
+pub use rebalance::{Asked, Rebalance, SavedAsked, Standing, Stay, Step};
 pub use residents::{Resident, Residents};
 pub use route::{Asker, Route};
 pub use seats::{Seat, Seats, Waiting};
@@ -66,6 +66,8 @@ struct Shared {
     number: watch::Sender<u64>,
     secrets: ArcSwapOption<Secrets>,
     learned: Learned,
+    /// Who was asked to go home.
+    asked: Asked,
     /// A WebSocket has come to another slot than its home.
     strays: Notify,
     inbox: mpsc::Sender<Event>,
@@ -85,6 +87,7 @@ impl Cluster {
             current: ArcSwap::from_pointee(first),
             secrets: ArcSwapOption::empty(),
             learned: Learned::new(),
+            asked: Asked::default(),
             strays: Notify::new(),
             inbox,
             connector: ArcSwapOption::empty(),
@@ -122,6 +125,12 @@ impl Cluster {
     #[must_use]
     pub fn learned(&self) -> &Learned {
         &self.0.learned
+    }
+
+    /// Which of its WebSockets were asked to go home.
+    #[must_use]
+    pub fn asked(&self) -> &Asked {
+        &self.0.asked
     }
 
     /// What encrypts connections to the backends. Whether they are to be encrypted is for the

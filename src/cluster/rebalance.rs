@@ -14,8 +14,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use self::asked::Asked;
-pub use self::stay::{Standing, Stay};
+pub use self::{
+    asked::{Asked, SavedAsked},
+    stay::{Standing, Stay},
+};
 use super::{Entry, Load, SlotStats, Snapshot, View};
 
 /// Between two looks, at least; twice as long each time that nobody could be sent home.
@@ -104,6 +106,15 @@ impl<H> Default for Rebalance<H> {
 }
 
 impl<H> Rebalance<H> {
+    /// One that knows who was asked before.
+    #[must_use]
+    pub fn new(asked: Asked) -> Self {
+        Self {
+            asked,
+            ..Self::default()
+        }
+    }
+
     /// What is to be done with this snapshot, at the time of the view.
     pub fn step(&mut self, snapshot: &Snapshot, view: &impl View) -> Step<H> {
         let now = view.now();

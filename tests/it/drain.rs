@@ -18,9 +18,12 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, task::JoinSet, time::timeout};
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
-use crate::support::{
-    client::{Client, address_of_client, is_refused},
-    homescar::{Homescar, SOON, WORKER, eventually, is_alive, message},
+use crate::{
+    metrics::until,
+    support::{
+        client::{Client, address_of_client, is_refused},
+        homescar::{Homescar, SOON, WORKER, eventually, is_alive, message},
+    },
 };
 
 fn config(drain: &str, options: &str) -> String {
@@ -256,33 +259,27 @@ async fn a_guard_that_was_stopped_does_not_keep_homescar() {
     assert!(homescar.exit().await.success());
 }
 
-/// A WebSocket that is being opened while its worker is replaced is told to go, too.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_comes_late_to_an_old_generation_is_told() {
-    let text = config("60s", "").replace("cluster = \"app\"", "cluster = \"app\"\nmode = \"http\"");
-    let text = text.replace("count = 4", "count = 1, stable = \"50ms\"");
-    let homescar = Homescar::serve(&text);
+/// A WebSocket to a worker that is stopped for as long as `meanwhile` takes: what it is told then.
+async fn told_to_a_late_websocket<F: Future>(
+    text: &str,
+    meanwhile: impl FnOnce(Homescar) -> F,
+) -> (u16, F::Output) {
+    let homescar = Homescar::serve(text);
     let old = homescar.all_ready("app", 1).await[0];
     let web = homescar.address("web").await;
     kill(Pid::from_raw(old as i32), Signal::SIGSTOP).unwrap();
-    let mark = homescar.mark();
     let opens = async {
         let stream = Client::connect(web).await.unwrap().stream.into_inner();
         client_async("ws://app/ws", stream).await.unwrap().0
     };
-    let replaced = async {
-        homescar
-            .reload(&text.replace("stable", "env = { RELEASE = \"2\" }, stable"))
-            .await;
-        let is_taken = |line: &Value| message(line).contains("has taken over");
-        homescar
-            .line_after(mark, "the next generation", is_taken)
-            .await;
+    let meanwhile = async {
+        let done = meanwhile(homescar).await;
         // Whoever is there by now has been asked to go.
         tokio::time::sleep(Duration::from_millis(300)).await;
         kill(Pid::from_raw(old as i32), Signal::SIGCONT).unwrap();
+        done
     };
-    let (mut socket, ()) = tokio::join!(opens, replaced);
+    let (mut socket, done) = tokio::join!(opens, meanwhile);
     let told = async {
         loop {
             match socket.next().await.unwrap().unwrap() {
@@ -291,5 +288,44 @@ async fn whoever_comes_late_to_an_old_generation_is_told() {
             }
         }
     };
-    assert_eq!(timeout(SOON, told).await.unwrap(), 1012);
+    (timeout(SOON, told).await.unwrap(), done)
+}
+
+fn config_of_one() -> String {
+    let text = config("60s", "").replace("cluster = \"app\"", "cluster = \"app\"\nmode = \"http\"");
+    text.replace("count = 4", "count = 1, stable = \"50ms\"")
+}
+
+/// A WebSocket that is being opened while its worker is replaced is told to go, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_comes_late_to_an_old_generation_is_told() {
+    let text = config_of_one();
+    let (code, _homescar) = told_to_a_late_websocket(&text, async |homescar| {
+        let mark = homescar.mark();
+        let text = text.replace("stable", "env = { RELEASE = \"2\" }, stable");
+        homescar.reload(&text).await;
+        let is_taken = |line: &Value| message(line).contains("has taken over");
+        homescar
+            .line_after(mark, "the next generation", is_taken)
+            .await;
+        homescar
+    })
+    .await;
+    assert_eq!(code, 1012);
+}
+
+/// And one while its slot is taken out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_comes_late_to_a_slot_in_maintenance_is_told() {
+    let (code, _homescar) = told_to_a_late_websocket(&config_of_one(), async |homescar| {
+        // Also the connection has to have come, which the stopped worker has in its queue.
+        until(&homescar, "homescar_connections_active", &[], 1.0).await;
+        let mut maint = tokio::process::Command::new(env!("CARGO_BIN_EXE_homescar"));
+        maint.args(["maint", "app/0", "--socket"]);
+        let told = maint.arg(homescar.admin_socket()).output().await.unwrap();
+        assert!(told.status.success(), "{told:?}");
+        homescar
+    })
+    .await;
+    assert_eq!(code, 1012);
 }

@@ -1,6 +1,7 @@
 //! From one image of the program to another, in the same process.
 
 use std::{
+    convert::Infallible,
     ffi::{CString, OsStr, OsString},
     fs::File,
     io::{self, Seek as _, Write as _},
@@ -68,30 +69,46 @@ pub(super) fn execute(program: &Program, state: Number, reload: bool) -> String 
     }
 }
 
-/// Executes the image that this one was to follow, whose descriptor is open and passes; gives why that
-/// failed.
-pub(super) fn revive(
-    image: Number,
-    name: &OsStr,
-    state: Number,
-    why: &str,
-    arguments: &[OsString],
-) -> String {
-    let mut all: Vec<OsString> = vec![
-        name.to_owned(),
-        REVIVE.into(),
-        state.get().to_string().into(),
-        why.into(),
-    ];
-    all.extend(arguments.iter().cloned());
-    let executed = strings(all).and_then(|arguments| {
-        let path = CString::new(format!("/proc/self/fd/{}", image.get()))?;
-        Ok(execve(&path, &arguments, &environment()?)?)
-    });
-    match executed {
-        Ok(never) => match never {},
-        Err(error) => error.to_string(),
+/// The execution of the image that this one was to follow, whose descriptor is open and passes.
+#[derive(Debug)]
+pub(super) struct Revival {
+    pub(super) path: CString,
+    pub(super) arguments: Vec<CString>,
+    pub(super) environment: Vec<CString>,
+}
+
+impl Revival {
+    /// `why` is what it is told of this one.
+    pub(super) fn new(
+        image: Number,
+        name: &OsStr,
+        state: Number,
+        why: &str,
+        arguments: &[OsString],
+    ) -> io::Result<Self> {
+        let mut all: Vec<OsString> = vec![
+            name.to_owned(),
+            REVIVE.into(),
+            state.get().to_string().into(),
+            why.into(),
+        ];
+        all.extend(arguments.iter().cloned());
+        Ok(Self {
+            path: CString::new(format!("/proc/self/fd/{}", image.get()))?,
+            arguments: strings(all)?,
+            environment: environment()?,
+        })
     }
+}
+
+/// Executes it.
+pub(super) fn revive(revival: &Revival) -> io::Result<Infallible> {
+    let Revival {
+        path,
+        arguments,
+        environment,
+    } = revival;
+    Ok(execve(path, arguments, environment)?)
 }
 
 fn strings(texts: Vec<OsString>) -> io::Result<Vec<CString>> {

@@ -9,6 +9,7 @@
 //! let in, everything stands still, and the program is executed. Should it fail to come up, it
 //! executes the old one again, which goes on with the same state: nothing moves before it is up.
 
+mod crash;
 mod execute;
 mod farewell;
 mod program;
@@ -24,7 +25,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
+    sync::OwnedSemaphorePermit,
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
@@ -37,8 +38,15 @@ pub use self::{
     program::Program,
     takeover::{NoTakeover, Takeover, check_upgrade},
 };
-use super::{App, Signal, cluster::RunningCluster};
-use crate::supervisor::{Standstill, try_image};
+use super::{
+    App, Signal,
+    cluster::RunningCluster,
+    demands::{Inbox, Told},
+};
+use crate::{
+    admin::Refused,
+    supervisor::{Standstill, try_image},
+};
 
 /// For replacements of workers, and what a reload or fewer slots have left, to end.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
@@ -79,13 +87,13 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// What comes in while an upgrade is under way.
-struct Inbox<'a> {
-    signals: &'a mut mpsc::Receiver<Signal>,
+/// What homescar is told while an upgrade is under way.
+struct Meanwhile<'a> {
+    inbox: &'a mut Inbox,
     reload: bool,
 }
 
-impl Inbox<'_> {
+impl Meanwhile<'_> {
     /// Does something, unless homescar is told to end meanwhile.
     async fn unless_ended<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
         tokio::pin!(work);
@@ -93,25 +101,31 @@ impl Inbox<'_> {
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
-                signal = self.signals.recv() => self.note(signal)?,
+                told = self.inbox.next() => self.note(told)?,
             }
         }
     }
 
-    fn note(&mut self, signal: Option<Signal>) -> Result<(), Stop> {
-        match signal {
-            Some(Signal::Reload) => self.reload = true,
+    fn note(&mut self, told: Told) -> Result<(), Stop> {
+        match told {
+            Told::Signal(Signal::Reload) => self.reload = true,
             // It is under way; and this is no time for more or fewer.
-            Some(Signal::Upgrade | Signal::More | Signal::Fewer) => {}
-            Some(Signal::Shutdown) | None => return Err(Stop::End),
+            Told::Signal(Signal::Upgrade | Signal::More | Signal::Fewer) => {}
+            Told::Signal(Signal::Shutdown) => return Err(Stop::End),
+            Told::Demand(demand) => {
+                let why = "homescar is being upgraded: ask again when that is over";
+                if demand.is_stop_or_refused(Refused::Conflict(why.to_owned())) {
+                    return Err(Stop::End);
+                }
+            }
         }
         Ok(())
     }
 
     /// Takes what has come until now.
     fn empty(&mut self) -> Result<(), Stop> {
-        while let Ok(signal) = self.signals.try_recv() {
-            self.note(Some(signal))?;
+        while let Some(told) = self.inbox.try_next() {
+            self.note(told)?;
         }
         Ok(())
     }
@@ -120,13 +134,13 @@ impl Inbox<'_> {
 impl App {
     /// Becomes the program that now stands in the place of this one; returns only when that does
     /// not come about, with the reason, which is logged too.
-    pub(super) async fn upgrade(&self, signals: &mut mpsc::Receiver<Signal>) -> (Left, String) {
-        let mut inbox = Inbox {
-            signals,
+    pub(super) async fn upgrade(&self, inbox: &mut Inbox) -> (Left, String) {
+        let mut meanwhile = Meanwhile {
+            inbox,
             reload: false,
         };
         self.manager.reloading("upgrading");
-        let Err(stop) = self.try_to_upgrade(&mut inbox).await;
+        let Err(stop) = self.try_to_upgrade(&mut meanwhile).await;
         self.plane.reopen().await;
         self.directs.go_on();
         self.manager.ready(&self.status());
@@ -141,22 +155,22 @@ impl App {
         let first = lines.next().unwrap_or_default();
         warn!("not upgraded, all goes on as before: {first}");
         lines.for_each(|line| warn!("{line}"));
-        let left = match inbox.reload {
+        let left = match meanwhile.reload {
             true => Left::Reload,
             false => Left::Nothing,
         };
         (left, why)
     }
 
-    async fn try_to_upgrade(&self, inbox: &mut Inbox<'_>) -> Result<Infallible, Stop> {
+    async fn try_to_upgrade(&self, meanwhile: &mut Meanwhile<'_>) -> Result<Infallible, Stop> {
         let Some(program) = &self.program else {
             let why = "this homescar is more than its configuration, and cannot be started again";
             return Err(why.to_owned().into());
         };
         info!(program = %program.path.display(), "upgrading");
-        let _no_replacements = inbox.unless_ended(self.settle()).await??;
+        let _no_replacements = meanwhile.unless_ended(self.settle()).await??;
         let draft = {
-            let still = inbox.unless_ended(self.home.stand_still()).await??;
+            let still = meanwhile.unless_ended(self.home.stand_still()).await??;
             self.state(program, still.saved)
         };
         let check = try_image(
@@ -165,19 +179,19 @@ impl App {
             in_memory(&draft)?,
             CHECKED_WITHIN,
         );
-        let version = inbox.unless_ended(check).await?;
+        let version = meanwhile.unless_ended(check).await?;
         let version = version.map_err(|why| format!("{} {why}", program.path.display()))?;
-        inbox.unless_ended(self.say_goodbye()).await?;
+        meanwhile.unless_ended(self.say_goodbye()).await?;
 
         let shut = SystemTime::now();
-        let (doors, cut) = inbox.unless_ended(self.let_nobody_in()).await??;
-        let connections = inbox.unless_ended(self.plane.freeze()).await?;
+        let (doors, cut) = meanwhile.unless_ended(self.let_nobody_in()).await??;
+        let connections = meanwhile.unless_ended(self.plane.freeze()).await?;
         let connections = connections.map_err(|error| error.to_string())?;
         let Standstill {
             saved,
             mut outgoing,
             still: _still,
-        } = inbox.unless_ended(self.home.stand_still()).await??;
+        } = meanwhile.unless_ended(self.home.stand_still()).await??;
         let mut state = State {
             connections,
             cut,
@@ -193,8 +207,8 @@ impl App {
         );
         crate::log::flush().await;
         // From here on nothing waits, so nothing else happens in this thread.
-        inbox.empty()?;
-        Err(execute(program, memory, inbox.reload).into())
+        meanwhile.empty()?;
+        Err(execute(program, memory, meanwhile.reload).into())
     }
 
     /// Waits for what is under way with workers and connections, and keeps more of it from beginning.

@@ -17,7 +17,7 @@ use crate::{
         App, Certificates, ConfigFile, Directs, Office, Place, Scale, ServiceManager, Signers,
         StartError, log_faults, secrets,
     },
-    cluster::{Event, SavedLearned},
+    cluster::{Event, SavedAsked, SavedLearned},
     config::{Config, Facts},
     handover::Incoming,
     metrics::Counts,
@@ -125,9 +125,6 @@ impl App {
         arguments: Vec<std::ffi::OsString>,
     ) -> Result<Self, NoTakeover> {
         let way_back = takeover.way_back();
-        if let Ok(way) = &way_back {
-            way.clone().open();
-        }
         let prepared = match Prepared::new(&takeover.state, &takeover.incoming, &config) {
             Ok(prepared) => prepared,
             Err(error) => return Err(takeover.go_back(&error.to_string())),
@@ -144,6 +141,7 @@ impl App {
             workers,
             slots,
             learned,
+            asked,
             listeners,
             past,
             scales,
@@ -168,10 +166,10 @@ impl App {
             prepared.into_app(config, file, home, (program, scales), past);
         app.start_clusters(&groups, &signing, Some(&mut resumption));
         let mut incoming = resumption.finish(PUBLISHED_WITHIN).await;
-        app.resume_slots(&slots, learned).await;
+        app.resume_slots(&slots, learned, asked).await;
         #[cfg(feature = "testing")]
-        panic_if_asked_to(failed.is_some());
-        let _nobody_goes_back = way_back::close();
+        fail_if_asked_to(failed.is_some());
+        way_back::close();
         let carried = connections.len();
         incoming.release();
         app.begin(&mut groups, &listeners, connections, incoming);
@@ -180,13 +178,13 @@ impl App {
             return Ok(app);
         }
         let waited = shut.elapsed().unwrap_or_default();
+        app.read_file_if_changed().await;
         info!(
             from = %version, to = env!("CARGO_PKG_VERSION"),
             workers = app.home.workers(), connections = carried, cut,
             shut_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             "upgraded"
         );
-        app.read_file_if_changed().await;
         Ok(app)
     }
 
@@ -214,10 +212,20 @@ impl App {
     }
 
     /// Slots are in the table as they were before anybody is let in, and clusters know what they knew.
-    async fn resume_slots(&self, slots: &[SavedSlot], learned: BTreeMap<Arc<str>, SavedLearned>) {
+    async fn resume_slots(
+        &self,
+        slots: &[SavedSlot],
+        learned: BTreeMap<Arc<str>, SavedLearned>,
+        asked: BTreeMap<Arc<str>, SavedAsked>,
+    ) {
         for (name, learned) in learned {
             if let Some(running) = self.clusters.get(&name) {
                 running.cluster().learned().resume(learned);
+            }
+        }
+        for (name, asked) in asked {
+            if let Some(running) = self.clusters.get(&name) {
+                running.cluster().asked().resume(asked);
             }
         }
         for saved in slots {
@@ -261,23 +269,42 @@ impl App {
         let Some(ConfigFile { path, log }) = self.file.clone() else {
             return;
         };
-        match Config::load(&path, &Facts::of_this_process()) {
+        let changed = match Config::load(&path, &Facts::of_this_process()) {
             Ok(mut config) => {
                 config.log = log.over(config.log);
                 self.keep_scales(&mut config);
-                if config != self.config {
-                    let _said_in_the_log = self.change_to(config, &path).await;
+                if config == self.config {
+                    return;
                 }
+                self.change_to(config, &path).await
             }
-            Err(faults) => log_faults(&faults),
-        }
+            Err(faults) => {
+                log_faults(&faults);
+                Err(faults.to_string())
+            }
+        };
+        self.office.board.reloaded(changed);
     }
 }
 
-/// A test can ask for a panic, by the name of a file in the environment that is there.
+/// A test can ask for an end, by the name of a file in the environment that says which.
 #[cfg(feature = "testing")]
-fn panic_if_asked_to(has_gone_back: bool) {
-    let file = std::env::var_os("HOMESCAR_TEST_PANIC").map(PathBuf::from);
-    let is_asked = file.is_some_and(|file| file.exists());
-    assert!(has_gone_back || !is_asked, "as asked");
+fn fail_if_asked_to(has_gone_back: bool) {
+    let file = std::env::var_os("HOMESCAR_TEST_FAIL").map(PathBuf::from);
+    let asked = file.and_then(|file| std::fs::read_to_string(file).ok());
+    match asked.filter(|_| !has_gone_back).as_deref() {
+        None => {}
+        Some("thread") => {
+            let other = std::thread::spawn(|| panic!("as asked"));
+            let _ended = other.join();
+        }
+        Some("crash") => {
+            let other = std::thread::spawn(|| nix::sys::signal::raise(nix::sys::signal::SIGSEGV));
+            let _ended = other.join();
+        }
+        Some("hang") => loop {
+            std::hint::spin_loop();
+        },
+        Some(_) => panic!("as asked"),
+    }
 }

@@ -14,7 +14,7 @@ use super::{Program, execute};
 use crate::{
     admin::Past,
     app::{App, Place, cluster::RunningCluster, operate::Scale},
-    cluster::{AdminState, Health, SavedLearned, SlotStats},
+    cluster::{AdminState, Health, SavedAsked, SavedLearned, SlotStats},
     direct::SavedDirect,
     handover::{Number, Outgoing},
     metrics::Counts,
@@ -46,6 +46,9 @@ pub(super) struct State {
     pub tickets: BTreeMap<Arc<str>, SavedTickets>,
     /// Ids that backends gave their clients, by cluster.
     pub learned: BTreeMap<Arc<str>, SavedLearned>,
+    /// WebSockets that were asked to go home, by cluster.
+    #[serde(default)]
+    pub asked: BTreeMap<Arc<str>, SavedAsked>,
     pub workers: Saved,
     pub doors: Vec<SavedDoor>,
     pub directs: Vec<SavedDirect>,
@@ -117,6 +120,7 @@ impl App {
             secret: self.signers.secret(),
             tickets: self.certificates.tickets(),
             learned: self.saved_learned(),
+            asked: self.saved_asked(),
             workers,
             doors: Vec::new(),
             directs: Vec::new(),
@@ -137,6 +141,12 @@ impl App {
             Some((Arc::clone(cluster.name()), saved))
         });
         learned.collect()
+    }
+
+    fn saved_asked(&self) -> BTreeMap<Arc<str>, SavedAsked> {
+        let clusters = self.clusters.values().map(RunningCluster::cluster);
+        let asked = clusters.map(|cluster| (Arc::clone(cluster.name()), cluster.asked().saved()));
+        asked.collect()
     }
 
     fn saved_slots(&self) -> Vec<SavedSlot> {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{
     execute::{RESUME, REVIVE},
     state::{FORMAT, State},
-    way_back::WayBack,
+    way_back::{self, WayBack},
 };
 use crate::{
     app::{ConfigFile, StartError, check},
@@ -66,13 +66,19 @@ impl Takeover {
         let numbers = back.descriptors.into_iter().chain([number]);
         let incoming = Incoming::claim(numbers).map_err(|error| fault(&error))?;
         match State::read(&text) {
-            Ok(state) => Ok(Some(Self {
-                state,
-                incoming,
-                number,
-                failed,
-                arguments: arguments.clone(),
-            })),
+            Ok(state) => {
+                let takeover = Self {
+                    state,
+                    incoming,
+                    number,
+                    failed,
+                    arguments: arguments.clone(),
+                };
+                if let Ok(way) = takeover.way_back() {
+                    way.open();
+                }
+                Ok(Some(takeover))
+            }
             Err(why) if failed.is_some() => Err(NoTakeover(why)),
             Err(why) => {
                 let Some(image) = back.old_image else {
@@ -101,6 +107,7 @@ impl Takeover {
     #[must_use]
     pub fn go_back(self, why: &str) -> NoTakeover {
         let way = self.way_back();
+        way_back::close();
         self.incoming.pass_on();
         NoTakeover::after(why, way)
     }

@@ -84,6 +84,27 @@ fn whoever_shares_a_key_is_sent_too_but_nobody_twice_within_the_hour() {
 }
 
 #[test]
+fn another_image_of_the_program_knows_who_was_asked() {
+    let mut world = World::crowded(&config(4), 100, 1);
+    world.eject(0, true);
+    let moved = world.away();
+    world.eject(0, false);
+    world.run(HOUR / 10);
+    assert_eq!((world.sent.len(), world.away()), (moved, 0));
+    // They have to leave it again, and the image that is there when it is back was never told of them.
+    let saved = world.rebalance.asked.saved();
+    let asked = Asked::default();
+    asked.resume(saved.clone());
+    assert_eq!(asked.saved(), saved);
+    world.rebalance = Rebalance::new(asked);
+    world.eject(0, true);
+    world.eject(0, false);
+    world.run(HOUR / 10);
+    assert_eq!((world.sent.len(), world.away()), (moved, moved));
+    world.check();
+}
+
+#[test]
 fn when_nobody_else_can_be_remembered_nobody_else_is_sent() {
     let mut world = World::crowded(&config(4), 100, 1);
     for other in 0..asked::MOST {

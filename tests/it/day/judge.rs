@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    ledger::{Kill, Ledger},
+    ledger::{Kill, Ledger, time_of},
     street::{Kind, Outcome, Visit},
 };
 use crate::support::{client::Who, homescar::message};
@@ -129,7 +129,8 @@ impl Judge<'_> {
             Outcome::Told(_) | Outcome::Failed(_) => Some("failed".to_owned()),
         };
         if let Some(fault) = fault {
-            verdict.faults.push(self.tell(visit, at, &fault));
+            let told = self.tell(visit, at, &fault);
+            verdict.faults.push(told + &self.events_around(visit));
         }
     }
 
@@ -232,7 +233,7 @@ impl Judge<'_> {
         let is_its = |kill: &&Kill| {
             let recorded = pids.as_ref();
             at.is_none_or(|at| at.pid == kill.pid || self.mode == "http")
-                && recorded.is_none_or(|pids| pids.contains(&u64::from(kill.pid)))
+                && recorded.is_none_or(|pids| self.may_have_had(kill, pids))
         };
         let kill = kills.find(is_its)?;
         Some(format!(
@@ -244,6 +245,14 @@ impl Judge<'_> {
             kill.pid,
             kill.at - self.dawn
         ))
+    }
+
+    /// Whether a worker that was killed may have had a connection that was brought to one of these: to
+    /// itself, or to one before it that was killed, in whose socket it has waited for the next.
+    fn may_have_had(&self, kill: &Kill, brought_to: &[u64]) -> bool {
+        let is_one = |kill: &Kill| brought_to.contains(&u64::from(kill.pid));
+        let mut before = self.ledger.kills.iter();
+        is_one(kill) || before.any(|one| one.slot == kill.slot && one.at < kill.at && is_one(one))
     }
 
     fn is_lost_with_a_release(&self, visit: &Visit, at: Option<&Who>) -> bool {
@@ -286,8 +295,30 @@ impl Judge<'_> {
         let at = at.map(|at| (&at.slot, at.generation, at.pid));
         let _infallible = write!(text, " at {at:?}: {outcome}");
         let from = from.map(|from| from.to_string()).unwrap_or_default();
-        for record in self.log.iter().filter(|line| line["client"] == *from) {
+        for record in self.records_of(&from) {
             let _infallible = write!(text, "\n    {record}");
+        }
+        text
+    }
+
+    fn records_of(&self, from: &str) -> impl Iterator<Item = &Value> {
+        let records = self.log.iter();
+        records.filter(move |line| line["client"] == *from)
+    }
+
+    /// What else the log says of the slots that it met, at about that time.
+    fn events_around(&self, visit: &Visit) -> String {
+        let from = visit.from.map(|from| from.to_string()).unwrap_or_default();
+        let slots: Vec<_> = self.records_of(&from).map(|line| &line["slot"]).collect();
+        let mut text = String::new();
+        for line in self.log {
+            let is_event = !matches!(message(line), "connection" | "request");
+            if is_event && slots.contains(&&line["slot"]) {
+                let at = time_of(line);
+                if (visit.begun - 5.0..visit.ended + 5.0).contains(&at) {
+                    let _infallible = write!(text, "\n    {:.3} {line}", at - self.dawn);
+                }
+            }
         }
         text
     }

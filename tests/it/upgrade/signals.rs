@@ -22,9 +22,45 @@ fn moments() -> impl Iterator<Item = Duration> {
     steps.map(|millis| Duration::from_secs_f64(millis / 1000.0))
 }
 
-/// Homescar ends in its order: its connections have their records, its workers are gone.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Term,
+    /// By the admin API.
+    Told,
+}
+
+impl Stop {
+    async fn apply(self, one: &Replaceable) {
+        let Self::Told = self else {
+            return one.homescar.signal(Signal::SIGTERM);
+        };
+        let deadline = Instant::now() + SOON;
+        loop {
+            let mut stop = tokio::process::Command::new(env!("CARGO_BIN_EXE_homescar"));
+            stop.args(["stop", "--socket"]);
+            let told = stop.arg(one.homescar.admin_socket()).output().await;
+            let told = told.unwrap();
+            if told.status.success() {
+                return;
+            }
+            // The image that was asked may have been followed by another at that very moment.
+            assert!(Instant::now() < deadline, "{told:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_term_at_any_moment_ends_it() {
+    it_ends_in_order(Stop::Term).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_at_any_moment_ends_it() {
+    it_ends_in_order(Stop::Told).await;
+}
+
+/// Homescar ends in its order: its connections have their records, its workers are gone.
+async fn it_ends_in_order(stop: Stop) {
     let mut trials = JoinSet::new();
     for after in moments() {
         if trials.len() == 2 {
@@ -39,7 +75,7 @@ async fn a_term_at_any_moment_ends_it() {
             let here = tunnel.local_addr();
             one.homescar.signal(Signal::SIGUSR2);
             sleep(after).await;
-            one.homescar.signal(Signal::SIGTERM);
+            stop.apply(&one).await;
             let status = one.homescar.exit().await;
             assert!(
                 status.success(),
@@ -193,34 +229,31 @@ async fn a_program_that_hangs_is_given_up() {
     assert!(load.end().await > 0);
 }
 
-/// One that panics when all is taken over and nothing has moved yet: the one before goes on.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_program_that_panics_while_it_comes_up_gives_everything_back() {
+/// One that fails when all is taken over and nothing has moved yet: the one before goes on.
+async fn everything_is_given_back(how: &str, says: &[&str], times: usize) {
     let folder = TempDir::new().unwrap();
-    let panics = folder.path().join("panics");
-    fs::write(&panics, "").unwrap();
+    let fails = folder.path().join("fails");
+    fs::write(&fails, how).unwrap();
     let one = Replaceable::serve(&config("tcp", "fd"));
     let workers = one.homescar.all_ready("app", 3).await;
     let web = one.homescar.address("web").await;
     let mut tunnels = tunnels(web, 4).await;
     let load = Load::of_short_connections(web);
     one.replace_by_script(&format!(
-        "#!/bin/sh\nexport HOMESCAR_TEST_PANIC={}\nexec {} \"$@\"\n",
-        panics.display(),
+        "#!/bin/sh\nexport HOMESCAR_TEST_FAIL={}\nexec {} \"$@\"\n",
+        fails.display(),
         env!("CARGO_BIN_EXE_homescar"),
     ));
-    for _ in 0..3 {
+    for _ in 0..times {
         let receipt = one.upgrade().await;
         let told = message(&receipt).to_owned();
-        assert!(
-            told.contains("the new program failed: it panicked at") && told.contains("as asked"),
-            "{told}"
-        );
+        assert!(told.contains("the new program failed: it "), "{told}");
+        assert!(says.iter().all(|said| told.contains(said)), "{told}");
         for tunnel in &mut tunnels {
             tunnel.echo(&[7; 100_000]).await.unwrap();
         }
     }
-    fs::remove_file(panics).unwrap();
+    fs::remove_file(fails).unwrap();
     one.must_upgrade().await;
     for tunnel in &mut tunnels {
         tunnel.echo(b"still here").await.unwrap();
@@ -233,4 +266,25 @@ async fn a_program_that_panics_while_it_comes_up_gives_everything_back() {
     one.homescar.line("the next generation", is_new).await;
     let mut client = Client::connect(web).await.unwrap();
     client.whoami().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_panics_while_it_comes_up_gives_everything_back() {
+    everything_is_given_back("panic", &["panicked at", "as asked"], 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_a_thread_of_which_panics_gives_everything_back() {
+    everything_is_given_back("thread", &["panicked at", "as asked"], 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_crashes_while_it_comes_up_gives_everything_back() {
+    everything_is_given_back("crash", &["it crashed (SIGSEGV)"], 3).await;
+}
+
+/// Clients wait meanwhile, and are served then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_never_comes_up_gives_everything_back() {
+    everything_is_given_back("hang", &["it was not up within 10 s"], 1).await;
 }
