@@ -15,8 +15,6 @@ mod calls;
 mod capacity;
 mod commands;
 mod config;
-// It does not pass every time yet, and is no part of the suite: day.rs says what is known.
-#[cfg(feature = "day")]
 mod day;
 mod death;
 mod demo;

@@ -48,7 +48,7 @@ const breaks = {
     setTimeout(() => {
       console.error("no such table");
       process.exit(3);
-    }, 300);
+    }, 3000);
   },
   // More than it may have (--max-old-space-size), in few steps: V8 ends the process soon, also on a
   // busy machine.

@@ -28,8 +28,10 @@ use crate::{
 pub(super) const WORKERS: usize = 4;
 /// And at most.
 pub(super) const MOST: usize = 8;
-/// No worker is killed so often that it is a crash loop.
-const KILLS_OF_A_SLOT: usize = 4;
+/// No worker is killed so often that it is a crash loop: not more often than this …
+const KILLS_IN_A_ROW: usize = 4;
+/// … with no longer between two than this, in which the next one has come up and run stably.
+const IN_A_ROW: f64 = 16.0;
 
 pub(super) struct Operator {
     pub(super) one: Replaceable,
@@ -342,11 +344,15 @@ impl Operator {
     async fn kill_one(&mut self) {
         let mut all = self.slots("node").await;
         all.extend(self.slots("rust").await);
-        let times = |slot: &Slot| {
-            let kills = self.ledger.kills.iter();
-            kills.filter(|kill| kill.slot == slot.name).count()
+        let in_a_row = |slot: &Slot| {
+            let kills = self.ledger.kills.iter().rev();
+            let mut after = now();
+            let kills = kills.filter(|kill| kill.slot == slot.name);
+            let row =
+                kills.take_while(|kill| after - std::mem::replace(&mut after, kill.at) < IN_A_ROW);
+            row.count()
         };
-        all.retain(|slot| slot.state == "ready" && times(slot) < KILLS_OF_A_SLOT);
+        all.retain(|slot| slot.state == "ready" && in_a_row(slot) < KILLS_IN_A_ROW);
         if all.is_empty() {
             return;
         }
@@ -402,7 +408,7 @@ fn config(mode: &str, folder: PathBuf, release: u32) -> String {
         [cluster.node.workers]
         command = {node}
         count = {WORKERS}
-        stable = "1s"
+        stable = "4s"
         ready_timeout = "12s"
         stop_timeout = "5s"
         [cluster.node.workers.env]
@@ -416,7 +422,7 @@ fn config(mode: &str, folder: PathBuf, release: u32) -> String {
         [cluster.rust.workers]
         command = {rust}
         count = {WORKERS}
-        stable = "1s"
+        stable = "4s"
         ready_timeout = "12s"
         stop_timeout = "5s"
         env = {{ RELEASE = "{release}" }}
