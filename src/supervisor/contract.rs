@@ -19,7 +19,7 @@ use super::{
     sweep,
 };
 use crate::{
-    cluster::Backlog,
+    cluster::{Backlog, Load},
     config::{Address, Contract, Workers},
 };
 
@@ -71,6 +71,8 @@ pub(super) struct Prepared {
     pub port: Option<Socket>,
     /// The kernel leads clients to it, by sockets that it shares with the slot's other generations.
     pub shares: bool,
+    /// Its connections.
+    pub load: Arc<Load>,
 }
 
 /// How it is going to be started.
@@ -175,8 +177,9 @@ impl Room {
     ) -> io::Result<Prepared> {
         let is_led = matches!(self.contract(workers), Contract::Fd | Contract::Node);
         let shares = is_led && entrances.doors.is_some();
-        if !shares {
-            self.beside = Some(Place::new(Arc::clone(&self.home)));
+        match shares {
+            true => self.place.load = Arc::default(),
+            false => self.beside = Some(Place::new(Arc::clone(&self.home))),
         }
         self.prepare_in(!shares, workers, entrances, generation)
     }
@@ -244,7 +247,13 @@ impl Room {
             channel: access.channel,
             port: access.port,
             shares,
+            load: self.place(beside).next_load(),
         })
+    }
+
+    /// The connections of the generation that is there.
+    pub(super) const fn load(&self) -> &Arc<Load> {
+        &self.place.load
     }
 
     fn place(&mut self, beside: bool) -> &mut Place {

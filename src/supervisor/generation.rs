@@ -112,6 +112,7 @@ impl Generation {
             launch,
             port,
             shares,
+            load,
         } = prepared;
         // The last moment: now the worker may bind it.
         drop(port);
@@ -150,7 +151,7 @@ impl Generation {
             slot,
             address,
             backlog,
-            load: Arc::default(),
+            load,
             output,
             output_ends,
             spawned: Instant::now(),

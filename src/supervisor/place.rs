@@ -14,6 +14,7 @@ use super::{
     home::Home,
     node::{OwnAddress, SlotSockets},
 };
+use crate::cluster::Load;
 
 /// Connections that wait for a worker to accept, where homescar holds the socket.
 pub(super) const BACKLOG: i32 = 1024;
@@ -26,16 +27,28 @@ pub(super) struct Place {
     pub(super) listener: Option<Arc<TcpListener>>,
     /// Under contract `node`.
     pub(super) sockets: Option<Arc<SlotSockets>>,
+    /// The connections of the last generation that was started here.
+    pub(super) load: Arc<Load>,
 }
 
 impl Place {
-    pub(super) const fn new(home: Arc<Home>) -> Self {
+    pub(super) fn new(home: Arc<Home>) -> Self {
         Self {
             home,
             port: None,
             listener: None,
             sockets: None,
+            load: Arc::default(),
         }
+    }
+
+    /// The connections of the next generation. Those that wait in a socket which is kept are its own, too:
+    /// it accepts them.
+    pub(super) fn next_load(&mut self) -> Arc<Load> {
+        if self.listener.is_none() && self.sockets.is_none() {
+            self.load = Arc::default();
+        }
+        Arc::clone(&self.load)
     }
 
     /// A loopback port: the one from before, when that is still free.

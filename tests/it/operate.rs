@@ -26,9 +26,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::support::{
-    client::{Client, Who, address_of_client},
-    homescar::{Homescar, SOON, WORKER, eventually, is_alive, message},
+use crate::{
+    metrics::until,
+    support::{
+        client::{Client, Who, address_of_client},
+        homescar::{Homescar, SOON, WORKER, eventually, is_alive, message, pid},
+    },
 };
 
 const WORKERS: usize = 3;
@@ -631,4 +634,43 @@ fn large(script: &Path) -> String {
         workers = {{ command = {command}, count = 1, stable = "200ms", max_rss = "150MiB" }}
         "#
     )
+}
+
+/// Whoever waits in the socket of a worker that hangs is served by the next generation, and is counted
+/// with that: it is not ended before its connection is.
+#[tokio::test]
+async fn a_connection_that_outlived_a_worker_in_its_queue_is_drained_with_the_next() {
+    let text = config(
+        "tcp",
+        &[],
+        "contract = \"fd\"",
+        "drain = { timeout = \"60s\" }",
+    );
+    let homescar = Homescar::serve(&text.replace("count = 3", "count = 1"));
+    let hung = homescar.all_ready("app", 1).await[0];
+    let to = homescar.address("web").await;
+    nix::sys::signal::kill(pid(hung), Signal::SIGSTOP).unwrap();
+    let mut client = Client::connect(to).await.unwrap();
+    client.send("whoami\n").await.unwrap();
+    until(&homescar, "homescar_connections_active", &[], 1.0).await;
+    nix::sys::signal::kill(pid(hung), Signal::SIGKILL).unwrap();
+    let second = client.answer().await.unwrap();
+    assert_eq!(second.generation, 2);
+    homescar.ready_after(0, "app/0").await;
+    let restarts = restart(&homescar, &[]);
+    let stays = async {
+        homescar
+            .line("the next", |line| message(line).contains("has taken over"))
+            .await;
+        // Longer than it takes to notice that nobody is there.
+        for _ in 0..10 {
+            sleep(Duration::from_millis(100)).await;
+            assert_eq!(client.whoami().await.unwrap().pid, second.pid);
+        }
+        drop(client);
+    };
+    let ((code, receipt), ()) = tokio::join!(restarts, stays);
+    assert_eq!((code, receipt.ok), (Some(0), true), "{receipt:?}");
+    let of = &receipt.slots[0].connections;
+    assert_eq!((of.ended, of.cut, of.failed), (1, 0, 0), "{receipt:?}");
 }

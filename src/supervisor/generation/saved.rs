@@ -113,7 +113,7 @@ impl Generation {
             shares,
             stats: None,
             oom_kills: oom::kills(),
-            load: Arc::default(),
+            load: Arc::clone(room.load()),
             workers: workers.unwrap_or_else(|| Arc::clone(&orders.workers)),
             slot,
             address: saved.address,
