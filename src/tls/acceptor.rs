@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::{ServerConfig, server::Accepted};
+use rustls::{CommonState, ProtocolVersion, ServerConfig, server::UnbufferedServerConnection};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
-use tokio_rustls::server::StartHandshake;
 
 use super::{
+    channel::Channel,
     handshake::{self, HandshakeError},
     material::{ServerMaterial, Trust},
     pool::Pool,
@@ -115,19 +115,28 @@ impl Acceptor {
 
     async fn finish(
         &self,
-        hello: Accepted,
+        hello: Vec<u8>,
         stream: TcpStream,
     ) -> Result<ServerStream, HandshakeError> {
         let permit = self.pool.enter().ok_or(HandshakeError::Overload)?;
-        let config = Arc::clone(&self.current.load().config);
-        let handshake = async move {
-            let _permit = permit;
-            // The costly part is in the first poll, so nothing of it may happen before.
-            let start = StartHandshake::from_parts(hello, stream);
-            start.into_stream(config).await
+        let current = self.current.load_full();
+        let costly = async move {
+            let session = UnbufferedServerConnection::new(Arc::clone(&current.config))?;
+            let mut channel = Box::new(Channel::new(stream, session, hello));
+            let asks = !current.trust.is_empty();
+            // What is left then is to see that the client has come to the same keys, which is cheap.
+            let has_keys = |state: &CommonState| {
+                let is_new = state.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+                is_new && !asks && state.negotiated_key_exchange_group().is_some()
+            };
+            channel.shake(has_keys).await?;
+            Ok::<_, HandshakeError>(channel)
         };
         // The pool ends with the program, and a panic has told about itself.
-        let done = self.pool.run(handshake).await.ok_or(HandshakeError::Gone)?;
-        Ok(ServerStream::new(done?))
+        let done = self.pool.run(costly).await.ok_or(HandshakeError::Gone)?;
+        let mut channel = done?;
+        channel.shake(|_| false).await?;
+        drop(permit);
+        Ok(ServerStream::new(channel))
     }
 }

@@ -8,15 +8,17 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use rustls::{AlertDescription, CertificateError, Error, pki_types::ServerName};
+use rustls::{
+    AlertDescription, CertificateError, Error, client::UnbufferedClientConnection,
+    pki_types::ServerName,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
 };
-use tokio_rustls::TlsConnector;
 use tracing::warn;
 
-use super::{material::ClientMaterial, stream::ClientStream};
+use super::{channel::Channel, material::ClientMaterial, stream::ClientStream};
 use crate::config::Address;
 
 /// Between two tellings of backends that could not be verified.
@@ -86,13 +88,14 @@ impl Connector {
             (None, Address::Tcp(at) | Address::Probe { to: at, .. }) => name_of(*at),
             (None, Address::Unix(_)) => return Err(BackendTlsError::NoName),
         };
-        let connector = TlsConnector::from(Arc::clone(&material.config));
-        let connected = connector.connect(name, stream).await;
-        let stream = connected.map_err(|error| match error.downcast::<Error>() {
+        let session = UnbufferedClientConnection::new(Arc::clone(&material.config), name)?;
+        let mut channel = Box::new(Channel::new(stream, session, Vec::new()));
+        let shaken = channel.shake(|_| false).await;
+        shaken.map_err(|error| match error.downcast::<Error>() {
             Ok(error) => error.into(),
             Err(error) => BackendTlsError::Lost(error),
         })?;
-        Ok(ClientStream::new(stream))
+        Ok(ClientStream::new(channel))
     }
 
     /// The same to the backend in a slot; that it refuses our certificate is told whenever it says

@@ -1,14 +1,8 @@
 //! A handshake with a client.
 
-use std::{
-    io::{self, ErrorKind, Read, Write},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
-use rustls::{
-    Error, PeerIncompatible,
-    server::{Accepted, Acceptor},
-};
+use rustls::{Error, PeerIncompatible};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -76,60 +70,67 @@ impl From<io::Error> for HandshakeError {
 /// Reads the first message of a client; `early` is what was read of it before. Until it is there
 /// the client has cost no more than a buffer, and has no place among the handshakes: who is slow
 /// keeps nobody out.
-pub(super) async fn hello(
-    stream: &mut TcpStream,
-    early: &[u8],
-) -> Result<Accepted, HandshakeError> {
-    let mut start = [0; 8];
-    let known = match early.len().min(start.len()) {
-        0 => stream.peek(&mut start).await.map_err(gone)?,
-        known => {
-            start[..known].copy_from_slice(&early[..known]);
-            known
-        }
-    };
-    match &start[..known] {
-        [] => return Err(HandshakeError::Gone),
-        // A record of the handshake (RFC 8446 §5.1); all begins with one.
-        [22, ..] => {}
-        start => {
-            if is_http(start) {
-                answer_http(stream).await;
-            }
-            return Err(HandshakeError::NotTls);
-        }
-    }
-    let mut early = early;
-    let mut acceptor = Acceptor::default();
+pub(super) async fn hello(stream: &mut TcpStream, early: &[u8]) -> Result<Vec<u8>, HandshakeError> {
+    let mut bytes = early.to_vec();
     loop {
-        let read = match early.is_empty() {
-            false => acceptor.read_tls(&mut early),
-            true => {
-                stream.readable().await.map_err(gone)?;
-                acceptor.read_tls(&mut NonBlocking(stream))
+        match bytes.first() {
+            // A record of the handshake (RFC 8446 §5.1); all begins with one.
+            None | Some(22) => {}
+            Some(_) => {
+                if is_http(&bytes) {
+                    answer_http(stream).await;
+                }
+                return Err(HandshakeError::NotTls);
             }
-        };
-        match read {
-            Ok(0) => return Err(HandshakeError::Gone),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(gone(error)),
         }
-        match acceptor.accept() {
-            Ok(Some(accepted)) => return Ok(accepted),
-            Ok(None) => {}
-            Err((error, mut alert)) => {
-                // It fits into the socket, of which nothing is used yet.
-                let _gone = alert.write_all(&mut NonBlocking(stream));
-                return Err(error.into());
-            }
+        if is_ripe(&bytes) {
+            return Ok(bytes);
+        }
+        stream.readable().await.map_err(gone)?;
+        bytes.reserve(HELLO);
+        if stream.read_buf(&mut bytes).await.map_err(gone)? == 0 {
+            return Err(HandshakeError::Gone);
         }
     }
+}
+
+/// Whether a first message is whole, or no good whatever else comes.
+fn is_ripe(mut bytes: &[u8]) -> bool {
+    let mut message = Vec::new();
+    let mut len = 0;
+    while let Some((&[kind, _, _, high, low], rest)) = bytes.split_first_chunk() {
+        let record = usize::from(u16::from_be_bytes([high, low]));
+        if kind != 22 || record == 0 || record > LONGEST_RECORD {
+            return true;
+        }
+        let Some((fragment, rest)) = rest.split_at_checked(record) else {
+            return false;
+        };
+        // Its length is behind its type (RFC 8446 §4).
+        let missing = 4_usize.saturating_sub(message.len()).min(record);
+        message.extend_from_slice(&fragment[..missing]);
+        len += record;
+        if let [_, a, b, c] = *message {
+            let wanted = 4 + u32::from_be_bytes([0, a, b, c]) as usize;
+            if len >= wanted || wanted > LONGEST_HELLO {
+                return true;
+            }
+        }
+        bytes = rest;
+    }
+    false
 }
 
 fn gone(_: io::Error) -> HandshakeError {
     HandshakeError::Gone
 }
+
+/// Room for one read of a first message: most are smaller.
+const HELLO: usize = 2 * 1024;
+/// Longer ones are not waited for.
+const LONGEST_HELLO: usize = 64 * 1024;
+/// Of a record that is not encrypted (RFC 8446 §5.1).
+const LONGEST_RECORD: usize = 16 * 1024;
 
 /// For a client to take the answer and close.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -172,21 +173,38 @@ async fn answer_http(stream: &mut TcpStream) {
     let _gone = timeout(FAREWELL, farewell).await;
 }
 
-/// A stream for code that does not wait.
-struct NonBlocking<'a>(&'a TcpStream);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Read for NonBlocking<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(bytes)
+    /// A message in records of so many bytes.
+    fn records(message: &[u8], each: usize) -> Vec<u8> {
+        let record = |part: &[u8]| {
+            let head = [22, 3, 1, 0, part.len() as u8];
+            [&head, part].concat()
+        };
+        message.chunks(each).flat_map(record).collect()
     }
-}
 
-impl Write for NonBlocking<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
+    #[test]
+    fn a_message_is_ripe_when_its_last_byte_is_there() {
+        let message = [&[1, 0, 0, 200][..], &[7; 200]].concat();
+        for each in [1, 3, 4, 5, 100, 204] {
+            let bytes = records(&message, each);
+            assert!(is_ripe(&bytes));
+            for len in 0..bytes.len() {
+                assert!(!is_ripe(&bytes[..len]), "{len} of {each} each");
+            }
+        }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    #[test]
+    fn what_is_no_good_is_not_waited_for() {
+        let alert = [21, 3, 1, 0, 2, 1, 0];
+        assert!(is_ripe(&alert[..5]));
+        assert!(is_ripe(&[22, 3, 1, 0, 0]), "an empty record");
+        assert!(is_ripe(&[22, 3, 1, 255, 255]), "a record too long");
+        assert!(is_ripe(&[22, 3, 1, 0, 4, 1, 1, 0, 0]), "a message too long");
+        assert!(!is_ripe(&[22, 3, 1, 0, 4, 1, 0, 255, 0]));
     }
 }

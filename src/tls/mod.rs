@@ -8,12 +8,14 @@
 //! an encrypted stream is for.
 
 mod acceptor;
+mod channel;
 mod connector;
 mod handshake;
 mod identity;
 mod material;
 mod pem;
 mod pool;
+mod session;
 mod stream;
 mod tickets;
 mod watch;

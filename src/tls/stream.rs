@@ -5,60 +5,65 @@
 //! could as well cut the connection; protocols that must know carry their lengths.
 
 use std::{
-    io::{self, ErrorKind, IoSlice},
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll},
 };
 
+use rustls::{client::UnbufferedClientConnection, server::UnbufferedServerConnection};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::{client, server};
 
-use super::connector::Unheard;
+use super::{channel::Channel, connector::Unheard};
+
+/// What there is with a client, from its first message on.
+pub(super) type ServerChannel = Channel<TcpStream, UnbufferedServerConnection>;
+/// What there is with a backend.
+pub(super) type ClientChannel<S> = Channel<S, UnbufferedClientConnection>;
 
 /// An encrypted connection with a client.
 #[derive(Debug)]
-pub struct ServerStream(Box<server::TlsStream<TcpStream>>);
+pub struct ServerStream(Box<ServerChannel>);
 
 /// An encrypted connection with a backend.
 #[derive(Debug)]
 pub struct ClientStream<S> {
-    stream: Box<client::TlsStream<S>>,
+    channel: Box<ClientChannel<S>>,
     /// Until the backend has said a word, where anybody is to be told of a bad one.
     unheard: Option<Box<Unheard>>,
 }
 
 impl ServerStream {
-    pub(super) fn new(stream: server::TlsStream<TcpStream>) -> Self {
-        Self(Box::new(stream))
+    pub(super) const fn new(channel: Box<ServerChannel>) -> Self {
+        Self(channel)
     }
 
     /// The protocol that both sides agreed on (RFC 7301), when they spoke of it.
     #[must_use]
     pub fn alpn(&self) -> Option<&[u8]> {
-        self.0.get_ref().1.alpn_protocol()
+        self.0.state().alpn_protocol()
     }
 
     /// The client's own certificate (DER), verified, when it was asked for and has one.
     #[must_use]
     pub fn peer_certificate(&self) -> Option<&[u8]> {
-        let chain = self.0.get_ref().1.peer_certificates()?;
+        let chain = self.0.state().peer_certificates()?;
         chain.first().map(AsRef::as_ref)
     }
 
     /// The connection that carries it.
     #[must_use]
     pub fn get_ref(&self) -> &TcpStream {
-        self.0.get_ref().0
+        self.0.io()
     }
 }
 
 impl<S> ClientStream<S> {
-    pub(super) fn new(stream: client::TlsStream<S>) -> Self {
+    pub(super) const fn new(channel: Box<ClientChannel<S>>) -> Self {
         Self {
-            stream: Box::new(stream),
+            channel,
             unheard: None,
         }
     }
@@ -71,7 +76,7 @@ impl<S> ClientStream<S> {
     /// The connection that carries it.
     #[must_use]
     pub fn get_ref(&self) -> &S {
-        self.stream.get_ref().0
+        self.channel.io()
     }
 }
 
@@ -81,7 +86,7 @@ impl AsyncRead for ServerStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        orderly(Pin::new(&mut *self.0).poll_read(cx, buffer))
+        Pin::new(&mut *self.0).poll_read(cx, buffer)
     }
 }
 
@@ -91,22 +96,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut *self.stream).poll_read(cx, buffer);
+        let read = Pin::new(&mut *self.channel).poll_read(cx, buffer);
         if let (Some(_), Poll::Ready(first)) = (&self.unheard, &read) {
             let unheard = self.unheard.take();
             if let (Some(unheard), Err(error)) = (unheard, first) {
                 unheard.heard(error);
             }
         }
-        orderly(read)
-    }
-}
-
-/// The end of the connection is the end of the stream.
-fn orderly(read: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
-    match read {
-        Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-        read => read,
+        read
     }
 }
 
@@ -146,7 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream).poll_write(cx, bytes)
+        Pin::new(&mut *self.channel).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -154,18 +151,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream).poll_write_vectored(cx, slices)
+        Pin::new(&mut *self.channel).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.channel.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_flush(cx)
+        Pin::new(&mut *self.channel).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_shutdown(cx)
+        Pin::new(&mut *self.channel).poll_shutdown(cx)
     }
 }

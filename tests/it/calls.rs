@@ -8,14 +8,17 @@ use std::{
 };
 
 use nix::sys::signal::{Signal, kill};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 
-use crate::support::homescar::{Homescar, pid};
+use crate::{
+    support::homescar::{Homescar, pid},
+    tls::pki::{Authority, TlsClient},
+};
 
 /// Units one after the other, so that the calls of one do not depend on another's.
 const UNITS: u64 = 200;
@@ -89,30 +92,46 @@ async fn backend() -> (SocketAddr, JoinSet<()>) {
     (address, serving)
 }
 
-async fn ask(stream: &mut TcpStream) {
+async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     stream.write_all(ASKED).await.unwrap();
+    stream.flush().await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\nok") {
         assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
     }
 }
 
-/// Fails when a unit makes more calls than it did.
-async fn count(mode: &str, is_kept: bool, committed: f64) {
-    let (backend, _serving) = backend().await;
-    let homescar = Homescar::serve(&format!(
+/// homescar with one thread and nothing to do but this.
+fn serve(mode: &str, listener: &str, backend: SocketAddr) -> Homescar {
+    Homescar::serve(&format!(
         r#"
         threads = 1
         [listener.web]
         bind = "127.0.0.1:0"
         mode = "{mode}"
         cluster = "app"
+        {listener}
         [cluster.app]
         backends = ["{backend}"]
         [log]
         records = "off"
         "#
-    ));
+    ))
+}
+
+/// Fails when a unit makes more calls than it did.
+fn judge(what: &str, counting: Counting, committed: f64) {
+    let (each, table) = counting.end();
+    assert!(
+        each <= committed + TOLERANCE,
+        "{what}: {each:.2} system calls instead of {committed}; if that is meant, say why and change \
+         the figure:\n{table}"
+    );
+}
+
+async fn count(mode: &str, is_kept: bool, committed: f64) {
+    let (backend, _serving) = backend().await;
+    let homescar = serve(mode, "", backend);
     let to = homescar.address("web").await;
     let mut kept = TcpStream::connect(to).await.unwrap();
     ask(&mut kept).await;
@@ -128,13 +147,27 @@ async fn count(mode: &str, is_kept: bool, committed: f64) {
             assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
         }
     }
-    let (each, table) = counting.end();
-    let is_kept = if is_kept { "kept" } else { "short" };
-    assert!(
-        each <= committed + TOLERANCE,
-        "{mode}, {is_kept}: {each:.2} system calls instead of {committed}; if that is meant, say why \
-         and change the figure:\n{table}"
-    );
+    let kind = if is_kept { "kept" } else { "short" };
+    judge(&format!("{mode}, {kind}"), counting, committed);
+}
+
+/// The same over TLS, on a connection that is kept.
+async fn count_encrypted(mode: &str, committed: f64) {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new();
+    let (cert, key) = authority.pair(&["a.test"]).write(folder.path());
+    let tls = format!("tls = {{ cert = {cert:?}, key = {key:?} }}");
+    let (backend, _serving) = backend().await;
+    let homescar = serve(mode, &tls, backend);
+    let to = homescar.address("web").await;
+    let client = TlsClient::connect(to, &authority.client()).await;
+    let mut kept = client.unwrap().stream;
+    ask(&mut kept).await;
+    let counting = Counting::start(&homescar);
+    for _ in 0..UNITS {
+        ask(&mut kept).await;
+    }
+    judge(&format!("{mode} over TLS"), counting, committed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -155,4 +188,14 @@ async fn a_request_costs_no_more_system_calls_than_it_did() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_connection_with_one_request_costs_no_more_system_calls_than_it_did() {
     count("http", false, 10.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_message_and_its_answer_over_tls_cost_no_more_system_calls_than_they_did() {
+    count_encrypted("tcp", 4.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_request_over_tls_costs_no_more_system_calls_than_it_did() {
+    count_encrypted("http", 4.0).await;
 }

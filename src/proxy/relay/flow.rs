@@ -37,8 +37,8 @@ pub(super) struct Flow {
     pub(super) source_ended: bool,
     /// … and the other side has been told.
     pub(super) done: bool,
-    /// The sink may hold back what it took.
-    pub(super) unflushed: bool,
+    /// The sink may not have sent what it took.
+    unflushed: bool,
     /// Full reads in a row, up to [`BULK`].
     full_reads: u8,
     /// It has been bulk, and more than a little, since the source last had nothing.
@@ -93,28 +93,14 @@ impl Flow {
         if self.done {
             return Poll::Ready(Ok(()));
         }
-        let moved = self.poll_move(cx, source, sink, count, opposite);
-        if S::BUFFERS && self.unflushed && moved.is_pending() {
-            match Pin::new(sink).poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.unflushed = false,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Sink)),
-                Poll::Pending => {}
-            }
-        }
-        moved
-    }
-
-    fn poll_move<S: Side>(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut impl Side,
-        sink: &mut S,
-        count: &mut u64,
-        opposite: Opposite,
-    ) -> Poll<Result<(), Fault>> {
         for _ in 0..READS_PER_TURN {
+            if S::BUFFERS && self.unflushed {
+                // It has taken more than it can send: nothing more is read for it before it has sent that.
+                ready!(Pin::new(&mut *sink).poll_flush(cx)).map_err(|_| Fault::Sink)?;
+                self.unflushed = false;
+            }
             if let Some(pending) = &mut self.pending {
-                self.unflushed = true;
+                self.unflushed = S::BUFFERS;
                 ready!(pending.poll_send(cx, sink, count))?;
                 if let Some(pending) = self.pending.take() {
                     pending.put_back();
@@ -152,7 +138,6 @@ impl Flow {
         sink: &mut T,
         count: &mut u64,
     ) -> Poll<Result<(), Fault>> {
-        self.unflushed = true;
         READ.with_borrow_mut(|scratch| {
             let mut read = ReadBuf::new(scratch);
             ready!(Pin::new(&mut *source).poll_read(cx, &mut read)).map_err(|_| Fault::Source)?;
@@ -167,6 +152,7 @@ impl Flow {
                 Poll::Pending => (0, Ok(())),
             };
             *count += taken as u64;
+            self.unflushed = T::BUFFERS;
             if taken < bytes.len() {
                 let rest = Copied {
                     bytes: bytes[taken..].into(),
@@ -226,7 +212,7 @@ impl Flow {
     }
 
     pub(super) const fn is_blocked(&self) -> bool {
-        self.pending.is_some()
+        self.pending.is_some() || self.unflushed
     }
 
     /// How it is, for the other direction.

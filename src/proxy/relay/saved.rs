@@ -70,7 +70,6 @@ impl Flow {
         let mut flow = Self::waiting(saved.pending, saved.ours);
         flow.source_ended = saved.source_ended;
         flow.done = saved.done;
-        flow.unflushed = true;
         flow
     }
 }
