@@ -271,7 +271,7 @@ impl<'a> Search<'a> {
         let began = Instant::now();
         let until = *self.tried.hold_until.get_or_insert(began + longest);
         let entry = &snapshot.entries[index];
-        journey.seat = None;
+        journey.sit(None);
         let (_held, others) = Held::enter(&entry.slot.stats);
         if others >= MAX_HELD {
             self.tried.hold_until = Some(began);
