@@ -31,22 +31,29 @@ pub(super) async fn open(address: &Address) -> io::Result<Upstream> {
 }
 
 /// What tokio does, but that the socket is asked for its error only when the event says that there is
-/// one.
+/// one, and that a local peer is not waited for when it is there already.
 async fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
     let kind = Type::STREAM.nonblocking();
     let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))?;
     if let Some(from) = from {
         socket.bind(&from.into())?;
     }
-    if to.ip().is_loopback() {
+    let is_local = to.ip().is_loopback();
+    if is_local {
         // The kernel itself tells when a local peer has gone.
         socket.set_tcp_nodelay(true)?;
     } else {
         bind::set_options(SockRef::from(&socket))?;
     }
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
-        _ => {}
+    let to = to.into();
+    let mut connected = socket.connect(&to);
+    if is_local && is_under_way(&connected) {
+        // It says so before it looks at the answer, which came while it asked.
+        connected = socket.connect(&to);
+    }
+    if !is_under_way(&connected) {
+        connected?;
+        return TcpStream::from_std(socket.into());
     }
     let stream = TcpStream::from_std(socket.into())?;
     let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
@@ -55,6 +62,11 @@ async fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStre
         return Err(error.unwrap_or_else(|| ErrorKind::ConnectionAborted.into()));
     }
     Ok(stream)
+}
+
+fn is_under_way(connected: &io::Result<()>) -> bool {
+    let error = connected.as_ref().err().and_then(io::Error::raw_os_error);
+    matches!(error, Some(libc::EINPROGRESS | libc::EALREADY))
 }
 
 /// Speaks TLS with a backend from now on; tells why it cannot.
