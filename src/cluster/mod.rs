@@ -39,7 +39,7 @@ pub use identity::{Identity, Shown, key_of_address};
 pub use learned::{Giver, Learned, SavedLearned};
 pub use load::{Live, View};
 pub use rebalance::{Asked, Rebalance, SavedAsked, Standing, Stay, Step};
-pub use residents::{Resident, Residents};
+pub use residents::Residents;
 pub use route::{Asker, Route};
 pub use seats::{Seat, Seats, Waiting};
 pub use slot::{AdminState, Backend, Load, Skip, Slot, SlotStats};

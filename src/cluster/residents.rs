@@ -2,12 +2,11 @@
 
 use std::{
     collections::hash_map::Entry,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use ahash::HashMap;
 
-use super::Load;
 use crate::affinity::AffinityKey;
 
 /// How many such connections each of them has. Asked only while the generation drains.
@@ -21,35 +20,23 @@ impl Residents {
         self.all().contains_key(&key)
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<AffinityKey, u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// One more connection of the client of this key, until it [leaves](Self::leave).
+    pub fn enter(&self, key: AffinityKey) {
+        *self.all().entry(key).or_default() += 1;
     }
-}
 
-/// A connection that stays, for as long as this is there.
-#[derive(Debug)]
-pub struct Resident {
-    load: Arc<Load>,
-    key: AffinityKey,
-}
-
-impl Resident {
-    /// A connection of the client of this key.
-    #[must_use]
-    pub fn new(load: Arc<Load>, key: AffinityKey) -> Self {
-        *load.residents.all().entry(key).or_default() += 1;
-        Self { load, key }
-    }
-}
-
-impl Drop for Resident {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut connections) = self.load.residents.all().entry(self.key) {
+    /// One fewer.
+    pub fn leave(&self, key: AffinityKey) {
+        if let Entry::Occupied(mut connections) = self.all().entry(key) {
             *connections.get_mut() -= 1;
             if *connections.get() == 0 {
                 connections.remove();
             }
         }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<AffinityKey, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,15 +46,15 @@ mod tests {
 
     #[test]
     fn a_client_lives_there_until_its_last_connection_has_ended() {
-        let load = Arc::<Load>::default();
+        let residents = Residents::default();
         let [ann, bob] = [1, 2].map(AffinityKey::from_bits);
-        let first = Resident::new(Arc::clone(&load), ann);
-        let second = Resident::new(Arc::clone(&load), ann);
-        assert!(load.residents.has(ann) && !load.residents.has(bob));
-        drop(first);
-        assert!(load.residents.has(ann));
-        drop(second);
-        assert!(!load.residents.has(ann));
-        assert!(load.residents.all().is_empty(), "nothing is left of it");
+        residents.enter(ann);
+        residents.enter(ann);
+        assert!(residents.has(ann) && !residents.has(bob));
+        residents.leave(ann);
+        assert!(residents.has(ann));
+        residents.leave(ann);
+        assert!(!residents.has(ann));
+        assert!(residents.all().is_empty(), "nothing is left of it");
     }
 }

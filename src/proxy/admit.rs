@@ -23,20 +23,26 @@ pub(super) struct Gauge {
 #[derive(Debug)]
 pub(super) struct Permit(Arc<Gauge>);
 
-/// What a connection was let in by, beside the limit over all.
-#[derive(Debug, Default)]
-pub(super) struct Permits {
-    pub(super) of_client: Option<Box<ClientPermit>>,
-    pub(super) of_listener: Option<Permit>,
-}
-
 impl Gauge {
     /// Counts one more, unless that makes more than `limit`.
     pub(super) fn enter(self: &Arc<Self>, limit: u64) -> Option<Permit> {
-        // The guard is made first: when it is refused, its drop takes the count back.
-        let before = self.open.fetch_add(1, Relaxed);
-        let permit = Permit(Arc::clone(self));
-        (before < limit).then_some(permit)
+        self.count(limit).then(|| Permit(Arc::clone(self)))
+    }
+
+    /// The same, until it is [told](Self::uncount) that this one is gone.
+    pub(super) fn count(&self, limit: u64) -> bool {
+        let is_allowed = self.open.fetch_add(1, Relaxed) < limit;
+        if !is_allowed {
+            self.uncount();
+        }
+        is_allowed
+    }
+
+    /// One that was counted is gone.
+    pub(super) fn uncount(&self) {
+        if self.open.fetch_sub(1, Relaxed) == 1 {
+            self.none_open.notify_waiters();
+        }
     }
 
     pub(super) fn open(&self) -> u64 {
@@ -57,9 +63,7 @@ impl Gauge {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Relaxed) == 1 {
-            self.0.none_open.notify_waiters();
-        }
+        self.0.uncount();
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use self::open::{encrypt, open};
 pub(super) use self::upstream::Upstream;
@@ -216,9 +216,7 @@ impl<'a> Search<'a> {
         }
         let began = Instant::now();
         let deadline = began + snapshot.config.connect_timeout;
-        let mut opened = timeout_at(deadline, open(&backend.address))
-            .await
-            .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        let mut opened = open(&backend.address, deadline).await;
         if wants_tls {
             let (slot, address) = (&entry.slot.name, &backend.address);
             let encrypted = encrypt(self.cluster, slot, opened, address, deadline);
@@ -271,7 +269,7 @@ impl<'a> Search<'a> {
         let began = Instant::now();
         let until = *self.tried.hold_until.get_or_insert(began + longest);
         let entry = &snapshot.entries[index];
-        journey.seat = None;
+        journey.sit(None);
         let (_held, others) = Held::enter(&entry.slot.stats);
         if others >= MAX_HELD {
             self.tried.hold_until = Some(began);

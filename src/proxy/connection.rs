@@ -1,7 +1,9 @@
 //! The life of one connection: admit → identify → decrypt → connect → relay → record.
 
 mod early;
+mod life;
 mod open;
+mod resume;
 
 use std::{future::poll_fn, mem, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,11 +13,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::early::Early;
-pub(super) use self::open::Open;
+use self::{early::Early, life::Life};
+pub(super) use self::{open::Open, resume::resume};
 use super::{
-    admit::{Permit, Permits},
-    carried::{Resumed, Way},
+    admit::ClientPermit,
     connect::{Connected, Search, Tried, Upstream},
     http::{self, Visit, Visitor},
     identify::{self, Introduced},
@@ -26,7 +27,7 @@ use super::{
     relay::{End, Side, State},
     secure::Downstream,
 };
-use crate::{affinity::AffinityKey, cluster::key_of_address, config::Mode, tls::ServerStream};
+use crate::{cluster::key_of_address, config::Mode, tls::ServerStream};
 
 /// HTTP/2 as both sides of a TLS connection agree on it (RFC 9113 §3.1).
 const HTTP2: &[u8] = b"h2";
@@ -40,87 +41,32 @@ pub(super) fn serve(
     listener: &Arc<Listener>,
     client: TcpStream,
     peer: SocketAddr,
-    global: Option<Permit>,
+    is_admitted: bool,
     ticket: Ticket,
 ) -> impl Future<Output = ()> + Send + use<> {
-    let connection = Connection {
-        permits: Permits::default(),
-        record: ConnectionRecord::new(Arc::clone(listener), peer),
-        early: None,
-        settings: listener.settings(),
-        ticket,
-        global,
-    };
-    // Large, and gone by the time there is a link, which may last, and be idle.
-    let begun = Box::pin(connection.begin(client));
-    async move {
-        let Some(mut link) = begun.await else { return };
-        link.run().await;
-    }
-}
-
-/// Serves a client that an earlier image of the program has served until now.
-pub(super) fn resume(
-    resumed: Resumed,
-    key: AffinityKey,
-    settings: Arc<Settings>,
-    (permits, global): (Permits, Option<Permit>),
-    ticket: Ticket,
-) -> impl Future<Output = ()> + Send {
-    let Resumed {
-        record,
-        client,
-        way,
-    } = resumed;
-    let connection = Connection {
-        permits,
-        record,
-        early: None,
-        settings,
-        ticket,
-        global,
-    };
-    let client = Open::new(client);
-    let begun = match way {
-        Way::Relay(upstream, state) => {
-            if let Some(home) = &connection.record.journey.home {
-                connection.ticket.goes_to(home, key);
-            }
-            let linked = Linked {
-                upstream,
-                state,
-                tried: None,
-            };
-            Ok(Link::new(linked, client, connection))
-        }
-        Way::WebSocket(websocket) => Err(Box::pin(async move {
-            // Whole, so that their ends are what is noted in them.
-            let (mut client, mut connection) = (client, connection);
-            let idle = connection.settings.config.timeouts.idle;
-            let (record, ticket) = (&connection.record, &connection.ticket);
-            websocket.carry(&mut *client, record, idle, ticket).await;
-            client.is_orderly = true;
-            connection.record.reason = CloseReason::ClientClosed;
-        })),
-    };
-    async move {
-        match begun {
-            Ok(mut link) => link.run().await,
-            Err(websocket) => websocket.await,
-        }
-    }
+    let record = ConnectionRecord::new(Arc::clone(listener), peer);
+    let connection = Connection::new(record, listener.settings(), ticket);
+    Life::begins(connection.begin(client, is_admitted))
 }
 
 /// What a connection has beside its streams.
 #[derive(Debug)]
 pub(super) struct Connection {
-    permits: Permits,
     pub(super) record: ConnectionRecord,
-    /// What came along with a PROXY header.
-    early: Option<Box<Early>>,
+    extras: Option<Box<Extras>>,
     pub(super) settings: Arc<Settings>,
     pub(super) ticket: Ticket,
-    global: Option<Permit>,
+    /// It is one of those that the listener may have.
+    is_counted: bool,
+}
+
+/// What few have.
+#[derive(Debug, Default)]
+struct Extras {
+    /// It is one of those that the client may have.
+    permit: Option<ClientPermit>,
+    /// What came along with a PROXY header.
+    early: Option<Early>,
 }
 
 /// How far a connection was served.
@@ -139,20 +85,31 @@ pub(super) struct Linked<U = Bare> {
 }
 
 impl Connection {
-    async fn begin(mut self, client: TcpStream) -> Option<Link> {
+    const fn new(record: ConnectionRecord, settings: Arc<Settings>, ticket: Ticket) -> Self {
+        Self {
+            record,
+            extras: None,
+            settings,
+            ticket,
+            is_counted: false,
+        }
+    }
+
+    async fn begin(mut self, client: TcpStream, is_admitted: bool) -> Option<Box<Link>> {
         let mut client = Open::new(client);
-        let result = match self.global {
-            Some(_) => self.admitted(&mut client).await,
-            None => Err(CloseReason::LimitGlobal),
+        let result = match is_admitted {
+            true => self.admitted(&mut client).await,
+            false => Err(CloseReason::LimitGlobal),
         };
-        self.record.reason = match result {
+        let reason = match result {
             Ok(Served::Linked(linked)) => return Some(Link::new(linked, client, self)),
             Ok(Served::Over(reason)) | Err(reason) => reason,
         };
-        self.permits = Permits::default();
-        if self.record.reason.is_limit() && self.settings.config.mode == Mode::Http {
+        self.record.ends(reason);
+        self.uncount();
+        if reason.is_limit() && self.settings.config.mode == Mode::Http {
             // Rare and large: kept out of the size of every connection's future.
-            Box::pin(self.turned_away(&mut client)).await;
+            Box::pin(self.turned_away(&mut client, reason)).await;
         }
         None
     }
@@ -162,19 +119,18 @@ impl Connection {
         let settings = Arc::clone(&self.settings);
         let config = &settings.config;
         let limit = config.limits.connections.unwrap_or(u64::MAX);
-        let permit = self.record.listener().open.enter(limit);
-        self.permits.of_listener = Some(permit.ok_or(CloseReason::LimitListener)?);
+        self.is_counted = self.record.listener().open.count(limit);
+        if !self.is_counted {
+            return Err(CloseReason::LimitListener);
+        }
 
         if config.accept_proxy {
             Box::pin(self.introduced(client)).await?;
         }
 
         if let Some(limit) = config.limits.per_client {
-            let affinity = &settings.cluster.load().config.affinity;
-            let address = identify::masked(self.record.client().ip(), affinity);
-            let permit = self.record.listener().clients.enter(address, limit);
-            let permit = permit.ok_or(CloseReason::LimitClient)?;
-            self.permits.of_client = Some(Box::new(permit));
+            let permit = self.enter_client(limit);
+            self.extras_mut().permit = Some(permit.ok_or(CloseReason::LimitClient)?);
         }
 
         if config.tls.is_none() {
@@ -188,6 +144,31 @@ impl Connection {
         .await
     }
 
+    /// Counts one more connection of its client, unless that makes more than `limit`.
+    fn enter_client(&self, limit: u32) -> Option<ClientPermit> {
+        let affinity = &self.settings.cluster.load().config.affinity;
+        let address = identify::masked(self.record.client().ip(), affinity);
+        self.record.listener().clients.enter(address, limit)
+    }
+
+    /// It is no longer one of those that the listener and the client may have.
+    fn uncount(&mut self) {
+        if let Some(extras) = &mut self.extras {
+            extras.permit = None;
+        }
+        if mem::take(&mut self.is_counted) {
+            self.record.listener().open.uncount();
+        }
+    }
+
+    fn extras_mut(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+
+    fn early(&self) -> Option<&Early> {
+        self.extras.as_ref()?.early.as_ref()
+    }
+
     /// Reads the PROXY header of a client, and notes whom it names.
     async fn introduced(&mut self, client: &mut TcpStream) -> Result<(), CloseReason> {
         let (peer, config) = (self.record.client(), &self.settings.config);
@@ -199,21 +180,24 @@ impl Connection {
             early: bytes,
         } = header.await?;
         self.record.client = source.map(Box::new);
-        self.early = Some(Box::new(Early { bytes, destination }));
+        self.extras_mut().early = Some(Early { bytes, destination });
         Ok(())
     }
 
     /// The client's first bytes, where it was introduced.
     fn first_bytes(&mut self) -> Vec<u8> {
-        let early = self.early.as_mut();
+        let early = self
+            .extras
+            .as_mut()
+            .and_then(|extras| extras.early.as_mut());
         early.map_or_else(Vec::new, |early| mem::take(&mut early.bytes))
     }
 
     /// Tells a client of HTTP that there is no room for it, if it asks within short. Not over TLS: of
     /// what a flood can have for nothing, a handshake is the last that it should get.
-    async fn turned_away(&mut self, client: &mut Open<TcpStream>) {
+    async fn turned_away(&mut self, client: &mut Open<TcpStream>, why: CloseReason) {
         let settings = Arc::clone(&self.settings);
-        let (config, why) = (&settings.config, self.record.reason);
+        let config = &settings.config;
         let place = http::place().filter(|_| config.tls.is_none());
         let Some(_place) = place else { return };
         let deadline = Instant::now() + PATIENCE;
@@ -226,8 +210,10 @@ impl Connection {
         let bytes = self.first_bytes();
         let visitor = self.visitor(None);
         let requests = http::turn_away(&visitor, &mut **client, bytes, why, deadline).await;
-        self.record.requests = requests;
-        client.is_orderly = requests > 0;
+        self.record.requests = requests.try_into().unwrap_or(u32::MAX);
+        if requests > 0 {
+            client.close();
+        }
     }
 
     /// The client behind the TLS that it speaks; what came early of it has its place there.
@@ -273,14 +259,14 @@ impl Connection {
                 requests,
                 websocket,
             } = visit.await;
-            self.record.requests = requests;
+            self.record.requests = requests.try_into().unwrap_or(u32::MAX);
             if let Some(websocket) = websocket {
                 drop(visitor);
                 let idle = self.settings.config.timeouts.idle;
                 let (record, ticket) = (&self.record, &self.ticket);
                 Box::pin(websocket.carry(&mut **client, record, idle, ticket)).await;
             }
-            client.is_orderly = true;
+            client.close();
             return Ok(Served::Over(CloseReason::ClientClosed));
         }
         loop {
@@ -301,7 +287,9 @@ impl Connection {
                 Upstream::TlsUnix(stream) => self.carry(client, stream, state).await,
             };
             if !self.goes_on(&end, &mut tried)? {
-                client.is_orderly = end.reason != CloseReason::BackendReset;
+                if end.reason != CloseReason::BackendReset {
+                    client.close();
+                }
                 return Ok(Served::Over(end.reason));
             }
         }
@@ -334,8 +322,7 @@ impl Connection {
         if let Some(home) = &self.record.journey.home {
             self.ticket.goes_to(home, key);
         }
-        let early = self.early.as_deref();
-        let preface = early::preface(early, send_proxy, client.socket(), &self.record);
+        let preface = early::preface(self.early(), send_proxy, client.socket(), &self.record);
         Ok(Linked {
             upstream,
             state: State::new(preface),
@@ -360,7 +347,9 @@ impl Connection {
             reason: CloseReason::Cut,
             untouched: false,
         });
-        upstream.is_orderly = end.reason != CloseReason::ClientReset;
+        if end.reason != CloseReason::ClientReset {
+            upstream.close();
+        }
         end
     }
 
@@ -400,24 +389,38 @@ impl Served {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.uncount();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn size_of_future<F>(
-        _: impl FnOnce(&'static Arc<Listener>, TcpStream, SocketAddr, Option<Permit>, Ticket) -> F,
+        _: impl FnOnce(&'static Arc<Listener>, TcpStream, SocketAddr, bool, Ticket) -> F,
     ) -> usize {
         size_of::<F>()
     }
 
-    /// It is allocated for every connection, with some 100 bytes of the runtime's, in steps of 128;
-    /// what grows it should be known.
+    /// It is allocated for every connection, with 104 bytes of the runtime's, and a relayed one has its
+    /// link besides: in sizes of which memory is given out, 128 and 256 bytes.
     #[test]
     fn a_connection_is_small() {
-        let size = size_of_future(serve);
+        let future = size_of_future(serve);
+        // Where assertions are checked, each socket knows its selector.
+        let known = if cfg!(debug_assertions) {
+            2 * size_of::<usize>()
+        } else {
+            0
+        };
+        let link = size_of::<Link>() - known;
         assert!(
-            (200..=408).contains(&size),
-            "the future of a connection takes {size} bytes"
+            future <= 24,
+            "the future of a connection takes {future} bytes"
         );
+        assert!(link <= 256, "a link takes {link} bytes");
     }
 }

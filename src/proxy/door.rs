@@ -21,14 +21,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{
-    admit::{Admission, Permits},
-    bind,
-    carried::Arrived,
-    connection, identify,
-    listener::Listener,
-    registry,
-};
+use super::{admit::Admission, bind, carried::Arrived, connection, listener::Listener, registry};
 use crate::cluster::key_of_address;
 
 /// The first pause after the system refused to accept; it doubles up to [`LONGEST_PAUSE`].
@@ -198,8 +191,7 @@ pub(super) fn take(
     }
 }
 
-/// Goes on to serve a client of an earlier image of the program, on this thread. No limit counts:
-/// it is there already.
+/// Goes on to serve a client of an earlier image of the program, on this thread.
 pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: Arrived) {
     let settings = listener.settings();
     let snapshot = settings.cluster.load();
@@ -207,28 +199,18 @@ pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: A
         Ok(resumed) => resumed,
         Err(error) => return warn!(%error, "a connection cannot be carried on"),
     };
-    let client = resumed.record.client();
-    let affinity = &snapshot.config.affinity;
-    let key = key_of_address(client.ip(), affinity);
-    let of_client = settings.config.limits.per_client.and_then(|_| {
-        let address = identify::masked(client.ip(), affinity);
-        listener.clients.enter(address, u32::MAX)
-    });
-    let permits = Permits {
-        of_client: of_client.map(Box::new),
-        of_listener: listener.open.enter(u64::MAX),
-    };
-    let permits = (permits, admission.enter_anyhow());
-    let settings = Arc::clone(&settings);
-    registry::spawn(Arc::clone(listener), |ticket| {
-        connection::resume(resumed, key, settings, permits, ticket)
+    let key = key_of_address(resumed.record.client().ip(), &snapshot.config.affinity);
+    let permit = admission.enter_anyhow();
+    registry::spawn(Arc::clone(listener), permit, |ticket| {
+        connection::resume(resumed, key, settings, ticket)
     });
 }
 
 fn serve(listener: Arc<Listener>, admission: &Admission, stream: TcpStream, peer: SocketAddr) {
-    let global = admission.enter();
-    registry::spawn(Arc::clone(&listener), |ticket| {
-        connection::serve(&listener, stream, peer, global, ticket)
+    let permit = admission.enter();
+    let is_admitted = permit.is_some();
+    registry::spawn(Arc::clone(&listener), permit, |ticket| {
+        connection::serve(&listener, stream, peer, is_admitted, ticket)
     });
 }
 

@@ -2,16 +2,14 @@
 //! and so kept small.
 
 use std::{
-    future::poll_fn,
     io,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{
     carried::Carried,
-    connect::Tried,
     connection::{Connection, Linked, Open, Served},
     record::CloseReason,
     registry,
@@ -24,15 +22,24 @@ pub(super) struct Link {
     upstream: Bare,
     client: Open<TcpStream>,
     state: State,
-    tried: Option<Box<Tried>>,
     connection: Connection,
 }
 
-/// What to do next.
-enum Next {
-    End(CloseReason),
-    /// An upgrade is about to happen.
-    Wait,
+/// Whether a link moves.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pace {
+    /// It has not been polled yet.
+    Starts,
+    Goes,
+    /// It stands still: an upgrade is about to happen.
+    Stands,
+}
+
+/// What to do after a link.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    /// Nothing.
+    End,
     /// The client is to be taken to another backend.
     LinkAgain,
 }
@@ -55,76 +62,92 @@ macro_rules! either {
 }
 
 impl Link {
-    pub(super) fn new(linked: Linked, client: Open<TcpStream>, connection: Connection) -> Self {
-        Self {
+    pub(super) fn new(
+        linked: Linked,
+        client: Open<TcpStream>,
+        mut connection: Connection,
+    ) -> Box<Self> {
+        connection.record.journey.note_tried(linked.tried);
+        Box::new(Self {
             upstream: linked.upstream,
             client,
             state: linked.state,
-            tried: linked.tried,
             connection,
-        }
+        })
     }
 
     /// Relays to the end.
-    pub(super) async fn run(&mut self) {
-        let reason = loop {
-            let waker = registry::own_waker().await;
-            let idle = self.connection.settings.config.timeouts.idle;
-            self.connection.ticket.is_relayed(waker, idle, true);
-            let end = poll_fn(|cx| self.poll(cx)).await;
-            match self.judge(end) {
-                Next::End(reason) => break reason,
-                Next::Wait => {
-                    registry::thawed().await;
+    pub(super) fn poll(&mut self, pace: &mut Pace, cx: &mut Context<'_>) -> Poll<Step> {
+        loop {
+            match pace {
+                Pace::Starts => {
+                    let idle = self.connection.settings.config.timeouts.idle;
+                    let waker = cx.waker().clone();
+                    self.connection.ticket.is_relayed(waker, idle, true);
+                    *pace = Pace::Goes;
+                }
+                Pace::Goes => match ready!(self.poll_relay(cx)) {
+                    Some(end) => return Poll::Ready(self.judge(end)),
+                    None => {
+                        registry::offer(self.carried());
+                        *pace = Pace::Stands;
+                    }
+                },
+                // Who thaws wakes everybody that stands still.
+                Pace::Stands if registry::is_frozen() => return Poll::Pending,
+                Pace::Stands => {
                     // The upgrade did not come.
                     either!(&self.upstream, up => Carried::stay(&*self.client, &**up));
-                }
-                // Rare and large.
-                Next::LinkAgain => {
-                    if let Err(reason) = Box::pin(self.link_again()).await {
-                        break reason;
-                    }
+                    *pace = Pace::Starts;
                 }
             }
-        };
-        self.connection.record.reason = reason;
-    }
-
-    /// What comes after the end of a relay, or in its middle when it stands still.
-    fn judge(&mut self, end: Option<End>) -> Next {
-        let Some(end) = end else {
-            registry::offer(self.carried());
-            return Next::Wait;
-        };
-        self.connection.ticket.cannot_be_carried();
-        let is_orderly = end.reason != CloseReason::ClientReset;
-        either!(&mut self.upstream, up => up.is_orderly = is_orderly);
-        match self.connection.goes_on(&end, &mut self.tried) {
-            Ok(true) => Next::LinkAgain,
-            Ok(false) => {
-                self.client.is_orderly = end.reason != CloseReason::BackendReset;
-                Next::End(end.reason)
-            }
-            Err(reason) => Next::End(reason),
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
+    fn poll_relay(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         let (client, traffic) = (&mut *self.client, &mut self.connection.record.traffic);
         let ticket = &self.connection.ticket;
         either!(&mut self.upstream, up => self.state.poll(cx, (client, &mut **up), traffic, ticket))
     }
 
+    /// What comes after the end of a relay.
+    fn judge(&mut self, end: End) -> Step {
+        self.connection.ticket.cannot_be_carried();
+        if end.reason != CloseReason::ClientReset {
+            either!(&mut self.upstream, up => up.close());
+        }
+        let mut tried = self.connection.record.journey.take_tried();
+        let reason = match self.connection.goes_on(&end, &mut tried) {
+            Ok(true) => {
+                self.connection.record.journey.note_tried(tried);
+                return Step::LinkAgain;
+            }
+            Ok(false) => {
+                if end.reason != CloseReason::BackendReset {
+                    self.client.close();
+                }
+                end.reason
+            }
+            Err(reason) => reason,
+        };
+        self.connection.record.ends(reason);
+        Step::End
+    }
+
     /// Finds the client another backend.
-    async fn link_again(&mut self) -> Result<(), CloseReason> {
-        let tried = self.tried.take();
-        match self.connection.served(&mut self.client, tried).await? {
-            Served::Over(reason) => Err(reason),
-            Served::Linked(linked) => {
+    pub(super) async fn link_again(mut self: Box<Self>) -> Option<Box<Self>> {
+        let tried = self.connection.record.journey.take_tried();
+        let served = self.connection.served(&mut self.client, tried).await;
+        match served {
+            Ok(Served::Linked(linked)) => {
                 self.upstream = linked.upstream;
                 self.state = linked.state;
-                self.tried = linked.tried;
-                Ok(())
+                self.connection.record.journey.note_tried(linked.tried);
+                Some(self)
+            }
+            Ok(Served::Over(reason)) | Err(reason) => {
+                self.connection.record.ends(reason);
+                None
             }
         }
     }

@@ -1,5 +1,6 @@
 //! One record per connection: who, where to, why there, how much, how long, who ended it and why.
 
+mod journey;
 mod saved;
 
 use std::{
@@ -13,10 +14,13 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
-pub(super) use self::saved::{SavedJourney, SavedRecord};
+pub(super) use self::{
+    journey::{Detour, Journey},
+    saved::{SavedJourney, SavedRecord},
+};
 use super::{Listener, connect::Upstream, http::pool, share};
 use crate::{
-    cluster::{Backend, Load, Seat, Skip, Slot},
+    cluster::{Backend, Load, Slot},
     tls::HandshakeError,
 };
 
@@ -220,53 +224,9 @@ pub(super) struct ConnectionRecord {
     /// Bytes carried.
     pub(super) traffic: Traffic,
     /// Requests that it carried, which have records of their own: then it needs none.
-    pub(super) requests: u64,
-    /// Why it ended; a connection that is dropped before it knows was cut.
-    pub(super) reason: CloseReason,
-}
-
-/// How a connection or request came to its backend.
-#[derive(Debug, Default)]
-pub(super) struct Journey {
-    /// The backend that it was connected to.
-    pub(super) home: Option<Home>,
-    /// Its seat in the slot, where seats are counted.
-    pub(super) seat: Option<Seat>,
-    /// What few have.
-    detour: Option<Box<Detour>>,
-}
-
-/// What kept a client from going home straight away.
-#[derive(Debug, Default)]
-pub(super) struct Detour {
-    /// The first choice and why it was passed over, when it was.
-    pub(super) passed: Option<(Arc<str>, Skip)>,
-    /// How long it was held for its slot.
-    pub(super) held: Duration,
-    /// How long it queued for a seat.
-    pub(super) queued: Duration,
-}
-
-impl Journey {
-    pub(super) fn detour(&self) -> &Detour {
-        static NONE: Detour = Detour {
-            passed: None,
-            held: Duration::ZERO,
-            queued: Duration::ZERO,
-        };
-        self.detour.as_deref().unwrap_or(&NONE)
-    }
-
-    pub(super) fn detour_mut(&mut self) -> &mut Detour {
-        self.detour.get_or_insert_default()
-    }
-
-    /// Notes which first choice was passed over, if one was.
-    pub(super) fn pass(&mut self, passed: Option<(Arc<str>, Skip)>) {
-        if passed.is_some() || self.detour.is_some() {
-            self.detour_mut().passed = passed;
-        }
-    }
+    pub(super) requests: u32,
+    /// Why it ended, by its position among all; a connection that is dropped before it knows was cut.
+    reason: Option<u8>,
 }
 
 /// The backend of a connection. Counts itself in the slot, and in the generation, while it is held.
@@ -299,7 +259,15 @@ impl ConnectionRecord {
             journey: Journey::default(),
             traffic: Traffic::default(),
             requests: 0,
-            reason: CloseReason::Cut,
+            reason: None,
+        }
+    }
+
+    /// Notes why it ended.
+    pub(super) fn ends(&mut self, reason: CloseReason) {
+        self.reason = Some(reason.number() as u8);
+        if let Some(detail) = reason.detail() {
+            self.journey.detour_mut().detail = Some(detail);
         }
     }
 
@@ -322,13 +290,19 @@ impl Drop for ConnectionRecord {
             passed,
             held,
             queued,
+            detail,
+            ..
         } = self.journey.detour();
+        let reason = self
+            .reason
+            .map(|number| CloseReason::ALL[usize::from(number)]);
+        let reason = reason.unwrap_or(CloseReason::Cut);
         if let Some(home) = home {
-            home.count(self.traffic, self.reason.ended());
+            home.count(self.traffic, reason.ended());
         }
         let lived = self.accepted.elapsed();
         let stats = self.listener.stats().mine();
-        stats.closes.count(self.reason.number());
+        stats.closes.count(reason.number());
         stats.lives.observe(lived);
         if self.requests > 0 {
             return;
@@ -337,7 +311,7 @@ impl Drop for ConnectionRecord {
             stats.held.observe(*held);
         }
         let client = self.client();
-        if !share::is_written(self.reason.is_failure(), |hasher| client.hash(hasher)) {
+        if !share::is_written(reason.is_failure(), |hasher| client.hash(hasher)) {
             return stats.left_out.count();
         }
         info!(
@@ -352,9 +326,9 @@ impl Drop for ConnectionRecord {
             because = passed.as_ref().map(|(_, why)| why.as_str()),
             held_ms = (!held.is_zero()).then(|| millis(*held)),
             queued_ms = (!queued.is_zero()).then(|| millis(*queued)),
-            by = self.reason.by(),
-            reason = self.reason.as_str(),
-            detail = self.reason.detail(),
+            by = reason.by(),
+            reason = reason.as_str(),
+            detail,
             up,
             down,
             ms = millis(lived),

@@ -2,11 +2,13 @@
 
 mod freeze;
 mod idle;
+mod places;
 mod strays;
 
 use std::{
     cell::RefCell,
     future::poll_fn,
+    mem,
     sync::{Arc, OnceLock},
     task::{Poll, Waker},
     time::Duration,
@@ -14,26 +16,25 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use serde::{Deserialize, Serialize};
-use slab::Slab;
 use tokio::{
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
 
-use self::idle::Quiet;
 pub(super) use self::{
     freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed},
     idle::wake_the_idle,
     strays::{send_home, strays},
 };
-use super::{listener::Listener, record::Home};
+use self::{idle::Quiet, places::Places};
+use super::{admit::Permit, listener::Listener, record::Home};
 use crate::{
     affinity::{AffinityKey, SlotId},
-    cluster::{Cluster, Load, Resident, SlotStats, Stay},
+    cluster::{Cluster, Load, SlotStats, Stay},
 };
 
 thread_local! {
-    static OPEN: RefCell<Slab<Open>> = const { RefCell::new(Slab::new()) };
+    static OPEN: RefCell<Places<Open>> = const { RefCell::new(Places::new()) };
 }
 
 /// Which connections to cut.
@@ -64,10 +65,9 @@ pub struct Whereabouts {
 #[derive(Debug)]
 struct Open {
     listener: Arc<Listener>,
+    /// It is one of those that there may be of all listeners together.
+    _permit: Option<Permit>,
     goes_to: Option<Whereabouts>,
-    /// It is relayed, and so stays there. (Requests of HTTP go one by one, and WebSockets are asked to
-    /// come again.)
-    resident: Option<Resident>,
     task: Option<AbortHandle>,
     /// It can be asked to go.
     farewell: Option<Farewell>,
@@ -78,6 +78,9 @@ struct Open {
     /// Wakes it to stand still, or to end as it is idle, when it is relayed.
     waker: Option<Waker>,
     quiet: Quiet,
+    /// It is relayed, and so stays where it goes. (Requests of HTTP go one by one, and WebSockets are
+    /// asked to come again.)
+    is_resident: bool,
     /// To another image of the program.
     can_be_carried: bool,
     /// It was there when that was noted.
@@ -179,37 +182,42 @@ impl Farewell {
 
 /// A connection's place in the registry, for as long as it is open.
 #[derive(Debug)]
-pub(super) struct Ticket(usize);
+pub(super) struct Ticket(u32);
 
 /// Runs a connection as a task of this thread. The registry owns it: it can be cut, and the
 /// thread's runtime ends with it.
-pub(super) fn spawn<F>(listener: Arc<Listener>, connection: impl FnOnce(Ticket) -> F)
-where
+pub(super) fn spawn<F>(
+    listener: Arc<Listener>,
+    permit: Option<Permit>,
+    connection: impl FnOnce(Ticket) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let index = OPEN.with_borrow_mut(|open| {
+    let place = OPEN.with_borrow_mut(|open| {
         open.insert(Open {
             listener,
+            _permit: permit,
             goes_to: None,
-            resident: None,
             task: None,
             farewell: None,
             is_tunnel: false,
             stay: None,
             waker: None,
             quiet: Quiet::default(),
+            is_resident: false,
             can_be_carried: false,
             is_noted: false,
         })
     });
-    let future = connection(Ticket(index));
+    let ticket = Ticket(u32::try_from(place).expect("there are not as many descriptors"));
+    let future = connection(ticket);
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the owner of connection tasks"
     )]
     let task = tokio::spawn(future).abort_handle();
     OPEN.with_borrow_mut(|open| {
-        if let Some(open) = open.get_mut(index) {
+        if let Some(open) = open.get_mut(place) {
             open.task = Some(task);
         }
     });
@@ -221,8 +229,7 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
     let now = Instant::now();
     let mut tunnels = Vec::new();
     OPEN.with_borrow(|open| {
-        let open = open.iter().map(|(_, open)| open);
-        let open = open.filter(|open| open.is_asked(asked));
+        let open = open.iter().filter(|open| open.is_asked(asked));
         for open in open.filter(|open| open.is_one_of(which)) {
             match (&open.farewell, open.is_tunnel, which) {
                 (Some(farewell), true, _) if farewell.was_said() => {}
@@ -245,8 +252,7 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
 /// Cuts connections of this thread. They are gone, and recorded, at the next turn of its runtime.
 pub(super) fn cut(which: &Cut) {
     OPEN.with_borrow(|open| {
-        let chosen = open.iter().filter(|(_, open)| open.is_one_of(which));
-        for (_, open) in chosen {
+        for open in open.iter().filter(|open| open.is_one_of(which)) {
             if let Some(task) = &open.task {
                 task.abort();
             }
@@ -262,12 +268,23 @@ pub(super) async fn own_waker() -> Waker {
 /// Where this thread's connections go.
 pub(super) fn whereabouts() -> Vec<Whereabouts> {
     OPEN.with_borrow(|open| {
-        let all = open.iter().filter_map(|(_, open)| open.goes_to.clone());
+        let all = open.iter().filter_map(|open| open.goes_to.clone());
         all.collect()
     })
 }
 
 impl Open {
+    /// It goes nowhere any more.
+    fn leave(&mut self) -> Option<Whereabouts> {
+        let left = self.goes_to.take();
+        if mem::take(&mut self.is_resident)
+            && let Some(left) = &left
+        {
+            left.load.residents.leave(left.key);
+        }
+        left
+    }
+
     const fn is_asked(&self, asked: Asked) -> bool {
         match asked {
             Asked::All => true,
@@ -292,17 +309,27 @@ impl Open {
     }
 }
 
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
 impl Ticket {
     /// One that stands for no connection.
     #[cfg(test)]
     pub(super) const fn of_nobody() -> Self {
-        Self(usize::MAX)
+        Self(u32::MAX)
+    }
+
+    const fn place(&self) -> usize {
+        self.0 as usize
     }
 
     /// Makes the connection one that can be asked to go.
     pub(super) fn farewell(&self) -> Farewell {
         OPEN.with_borrow_mut(|open| {
-            let farewell = open.get_mut(self.0).map(|open| &mut open.farewell);
+            let farewell = open.get_mut(self.place()).map(|open| &mut open.farewell);
             let farewell = farewell.map(|farewell| farewell.get_or_insert_default().clone());
             farewell.unwrap_or_default()
         })
@@ -327,7 +354,7 @@ impl Ticket {
         });
         let stay = stay.map(Arc::new);
         OPEN.with_borrow_mut(|open| {
-            if let Some(open) = open.get_mut(self.0) {
+            if let Some(open) = open.get_mut(self.place()) {
                 open.is_tunnel = true;
                 open.stay.clone_from(&stay);
             }
@@ -341,8 +368,8 @@ impl Ticket {
     /// Notes that the connection goes to no slot any more.
     pub(super) fn goes_nowhere(&self) {
         let before = OPEN.with_borrow_mut(|open| {
-            let open = open.get_mut(self.0)?;
-            Some((open.goes_to.take(), open.resident.take()))
+            let open = open.get_mut(self.place())?;
+            open.leave()
         });
         drop(before);
     }
@@ -355,10 +382,11 @@ impl Ticket {
             key,
         };
         OPEN.with_borrow_mut(|open| {
-            if let Some(open) = open.get_mut(self.0) {
-                if open.farewell.is_none() {
-                    let load = Arc::clone(&goes_to.load);
-                    open.resident = Some(Resident::new(load, key));
+            if let Some(open) = open.get_mut(self.place()) {
+                open.leave();
+                open.is_resident = open.farewell.is_none();
+                if open.is_resident {
+                    goes_to.load.residents.enter(key);
                 }
                 open.goes_to = Some(goes_to);
             }
@@ -369,7 +397,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         // Taken out first: dropping it inside the borrow could come back here.
-        let open = OPEN.with_borrow_mut(|open| open.try_remove(self.0));
+        let open = OPEN.with_borrow_mut(|open| open.remove(self.place()));
         drop(open);
     }
 }

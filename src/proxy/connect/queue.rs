@@ -12,7 +12,7 @@ use crate::{
 
 /// The slot in which the client has a seat.
 pub(super) fn seated(snapshot: &Snapshot, journey: &Journey) -> Option<usize> {
-    let seat = journey.seat.as_ref()?;
+    let seat = journey.seat()?;
     let mut entries = snapshot.entries.iter();
     entries.position(|entry| seat.is_in(&entry.slot.stats))
 }
@@ -22,13 +22,13 @@ pub(super) fn seated(snapshot: &Snapshot, journey: &Journey) -> Option<usize> {
 pub(super) fn take_seat(snapshot: &Snapshot, index: usize, journey: &mut Journey) -> bool {
     let stats = &snapshot.entries[index].slot.stats;
     if snapshot.config.balance.capacity.is_none() {
-        journey.seat = None;
+        journey.sit(None);
         return true;
     }
-    if !journey.seat.as_ref().is_some_and(|seat| seat.is_in(stats)) {
-        journey.seat = Seat::take(stats);
+    if !journey.seat().is_some_and(|seat| seat.is_in(stats)) {
+        journey.sit(Seat::take(stats));
     }
-    journey.seat.is_some()
+    journey.seat().is_some()
 }
 
 impl Search<'_> {
@@ -60,10 +60,10 @@ impl Search<'_> {
             !is_open || !Arc::ptr_eq(&now.config, &snapshot.config)
         };
         let left = until.saturating_duration_since(began);
-        journey.seat = None;
+        journey.sit(None);
         tokio::select! {
             biased;
-            seat = waiting.seat() => journey.seat = Some(seat),
+            seat = waiting.seat() => journey.sit(Some(seat)),
             _over = self.cluster.wait_until(left, is_over) => {}
         }
         journey.detour_mut().queued += began.elapsed();

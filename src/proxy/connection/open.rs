@@ -4,29 +4,27 @@ use std::ops::{Deref, DerefMut};
 
 use crate::proxy::relay::Side;
 
-/// A stream that is reset when it is dropped, unless its end was found to be orderly: nobody shall
-/// take a stream that was cut for one that is complete.
+/// A stream that is reset when it is dropped, unless its end was found to be orderly and it was
+/// [closed](Self::close): nobody shall take a stream that was cut for one that is complete.
 #[derive(Debug)]
-pub(in crate::proxy) struct Open<S: Side> {
-    /// There until it is taken.
-    stream: Option<S>,
-    pub(in crate::proxy) is_orderly: bool,
-}
+pub(in crate::proxy) struct Open<S: Side>(Option<S>);
 
 /// For the one case that cannot be.
 const TAKEN: &str = "a stream is taken as its last use";
 
 impl<S: Side> Open<S> {
     pub(in crate::proxy) const fn new(stream: S) -> Self {
-        Self {
-            stream: Some(stream),
-            is_orderly: false,
-        }
+        Self(Some(stream))
     }
 
     /// Gives the stream away: there is nothing to close here any more.
     pub(in crate::proxy) fn take(&mut self) -> S {
-        self.stream.take().expect(TAKEN)
+        self.0.take().expect(TAKEN)
+    }
+
+    /// Ends it in order.
+    pub(in crate::proxy) fn close(&mut self) {
+        self.0 = None;
     }
 }
 
@@ -34,19 +32,19 @@ impl<S: Side> Deref for Open<S> {
     type Target = S;
 
     fn deref(&self) -> &S {
-        self.stream.as_ref().expect(TAKEN)
+        self.0.as_ref().expect(TAKEN)
     }
 }
 
 impl<S: Side> DerefMut for Open<S> {
     fn deref_mut(&mut self) -> &mut S {
-        self.stream.as_mut().expect(TAKEN)
+        self.0.as_mut().expect(TAKEN)
     }
 }
 
 impl<S: Side> Drop for Open<S> {
     fn drop(&mut self) {
-        if let (Some(stream), false) = (&self.stream, self.is_orderly) {
+        if let Some(stream) = &self.0 {
             stream.reset_on_close();
         }
     }

@@ -148,7 +148,7 @@ fn start(
 ) -> oneshot::Receiver<Answered> {
     let (answer, answered) = oneshot::channel();
     let listener = Arc::clone(&visitor.listener);
-    registry::spawn(listener, |ticket| async move {
+    registry::spawn(listener, None, |ticket| async move {
         let _guard = guard;
         stream::serve(&visitor, request, answer, &ticket).await;
     });
@@ -218,7 +218,7 @@ struct OnThisThread(Arc<Listener>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OnThisThread {
     fn execute(&self, future: F) {
-        registry::spawn(Arc::clone(&self.0), |ticket| async move {
+        registry::spawn(Arc::clone(&self.0), None, |ticket| async move {
             let _open = ticket;
             future.await;
         });

@@ -180,6 +180,7 @@ impl Drop for RequestRecord {
             passed,
             held,
             queued,
+            ..
         } = self.journey.detour();
         if let Some(home) = home {
             home.count(self.traffic, self.ended());

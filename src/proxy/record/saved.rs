@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{super::Listener, CloseReason, ConnectionRecord, Detour, Home, Journey, Traffic};
+use super::{super::Listener, ConnectionRecord, Detour, Home, Journey, Traffic};
 use crate::{
     cluster::{Seat, Skip, Snapshot},
     handover::Moment,
@@ -50,7 +50,7 @@ impl ConnectionRecord {
             journey: self.journey.saved(),
             up: self.traffic.up,
             down: self.traffic.down,
-            requests: self.requests,
+            requests: self.requests.into(),
         }
     }
 
@@ -70,8 +70,8 @@ impl ConnectionRecord {
                 up: saved.up,
                 down: saved.down,
             },
-            requests: saved.requests,
-            reason: CloseReason::Cut,
+            requests: u32::try_from(saved.requests).unwrap_or(u32::MAX),
+            reason: None,
         }
     }
 }
@@ -84,6 +84,7 @@ impl Journey {
             passed,
             held,
             queued,
+            ..
         } = self.detour();
         SavedJourney {
             home: home.map(|home| SavedHome {
@@ -114,11 +115,13 @@ impl Journey {
             passed: saved.passed,
             held: saved.held,
             queued: saved.queued,
+            seat,
+            ..Detour::default()
         };
-        let is_one = detour.passed.is_some() || !(detour.held + detour.queued).is_zero();
+        let has_waited = !(detour.held + detour.queued).is_zero();
+        let is_one = has_waited || detour.passed.is_some() || detour.seat.is_some();
         Self {
             home,
-            seat,
             detour: is_one.then(|| Box::new(detour)),
         }
     }

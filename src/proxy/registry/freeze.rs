@@ -67,40 +67,36 @@ pub(in crate::proxy) fn thaw() {
 /// How many cannot be carried over; only of those that were there at the last [`note`], or all.
 pub(in crate::proxy) fn others(only_noted: bool) -> usize {
     OPEN.with_borrow(|open| {
-        let others = open.iter().filter(|(_, open)| !open.can_be_carried);
-        others
-            .filter(|(_, open)| open.is_noted || !only_noted)
-            .count()
+        let others = open.iter().filter(|open| !open.can_be_carried);
+        others.filter(|open| open.is_noted || !only_noted).count()
     })
 }
 
 /// Notes who is there.
 pub(in crate::proxy) fn note() {
     OPEN.with_borrow_mut(|open| {
-        for (_, open) in open.iter_mut() {
-            open.is_noted = true;
-        }
+        open.iter_mut().for_each(|open| open.is_noted = true);
     });
 }
 
 /// Cuts those that cannot be carried over; how many.
 pub(in crate::proxy) fn cut_others() -> usize {
     OPEN.with_borrow(|open| {
-        let others = open.iter().filter(|(_, open)| !open.can_be_carried);
-        let tasks = others.filter_map(|(_, open)| open.task.as_ref());
+        let others = open.iter().filter(|open| !open.can_be_carried);
+        let tasks = others.filter_map(|open| open.task.as_ref());
         tasks.map(tokio::task::AbortHandle::abort).count()
     })
 }
 
 fn wakers() -> Vec<Waker> {
     OPEN.with_borrow(|open| {
-        let carried = open.iter().filter(|(_, open)| open.can_be_carried);
-        carried.filter_map(|(_, open)| open.waker.clone()).collect()
+        let carried = open.iter().filter(|open| open.can_be_carried);
+        carried.filter_map(|open| open.waker.clone()).collect()
     })
 }
 
 fn carried() -> usize {
-    OPEN.with_borrow(|open| open.iter().filter(|(_, open)| open.can_be_carried).count())
+    OPEN.with_borrow(|open| open.iter().filter(|open| open.can_be_carried).count())
 }
 
 impl Ticket {
@@ -109,7 +105,7 @@ impl Ticket {
     pub(in crate::proxy) async fn can_be_carried(&self) {
         let waker = own_waker().await;
         OPEN.with_borrow_mut(|open| {
-            if let Some(open) = open.get_mut(self.0) {
+            if let Some(open) = open.get_mut(self.place()) {
                 open.waker = Some(waker);
                 open.can_be_carried = true;
                 open.farewell
@@ -121,7 +117,7 @@ impl Ticket {
     /// Notes that it no longer can.
     pub(in crate::proxy) fn cannot_be_carried(&self) {
         OPEN.with_borrow_mut(|open| {
-            if let Some(open) = open.get_mut(self.0) {
+            if let Some(open) = open.get_mut(self.place()) {
                 open.can_be_carried = false;
             }
         });

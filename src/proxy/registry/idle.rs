@@ -62,7 +62,7 @@ impl Ticket {
     ) {
         let limit = idle.map_or(0, |idle| millis(idle).max(1));
         OPEN.with_borrow_mut(|open| {
-            if let Some(open) = open.get_mut(self.0) {
+            if let Some(open) = open.get_mut(self.place()) {
                 open.waker = Some(waker);
                 open.can_be_carried = can_be_carried;
                 open.quiet = Quiet {
@@ -81,7 +81,7 @@ impl Ticket {
     /// Whether the connection is idle, unless something has just moved.
     pub(in crate::proxy) fn is_idle(&self, has_moved: bool) -> bool {
         OPEN.with_borrow_mut(|open| {
-            let quiet = open.get_mut(self.0).map(|open| &mut open.quiet);
+            let quiet = open.get_mut(self.place()).map(|open| &mut open.quiet);
             quiet.is_some_and(|quiet| {
                 quiet.has_moved |= has_moved;
                 quiet.is_too_long()
@@ -113,7 +113,7 @@ pub(in crate::proxy) async fn wake_the_idle() -> Infallible {
 fn look(passed: u32) -> Vec<Waker> {
     let (mut idle, mut shortest) = (Vec::new(), SELDOM);
     OPEN.with_borrow_mut(|open| {
-        for (_, open) in open.iter_mut() {
+        for open in open.iter_mut() {
             let limit = open.quiet.limit;
             if limit == 0 {
                 continue;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::{task::yield_now, time::Instant};
 
-use super::{Leaving, OPEN};
+use super::{Leaving, OPEN, places::Places};
 use crate::cluster::{Snapshot, Standing, Stay};
 
 /// Connections that are looked at before others of the thread get their turn.
@@ -16,7 +16,7 @@ pub(in crate::proxy) async fn strays(snapshot: Arc<Snapshot>) -> (Vec<(usize, Ar
     let (mut away, mut later) = (Vec::new(), false);
     let mut next = 0;
     // Who comes meanwhile says itself that it is not at home.
-    while next < OPEN.with_borrow(slab::Slab::capacity) {
+    while next < OPEN.with_borrow(Places::end) {
         OPEN.with_borrow(|open| {
             let view = snapshot.live();
             for place in next..next + AT_ONCE {

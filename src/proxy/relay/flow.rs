@@ -146,7 +146,11 @@ impl Flow {
                 self.source_ended = true;
                 return Poll::Ready(Ok(()));
             }
-            let (taken, outcome) = match Pin::new(&mut *sink).poll_write(cx, bytes) {
+            let written = match *count {
+                0 => poll_write_first(cx, sink, bytes),
+                _ => Pin::new(&mut *sink).poll_write(cx, bytes),
+            };
+            let (taken, outcome) = match written {
                 Poll::Ready(Ok(taken)) => (taken, Ok(())),
                 Poll::Ready(Err(_)) => (0, Err(Fault::Sink)),
                 Poll::Pending => (0, Ok(())),
@@ -230,6 +234,18 @@ impl Flow {
             self.pending = Self::waiting(pipe.read_out()?, 0).pending;
         }
         Ok(())
+    }
+}
+
+/// The first write to a socket, which may have been opened a moment ago.
+fn poll_write_first(
+    cx: &mut Context<'_>,
+    sink: &mut impl Side,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    match sink.try_send(bytes) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Pin::new(sink).poll_write(cx, bytes),
+        done => Poll::Ready(done),
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpStream, UnixStream},
@@ -44,6 +45,12 @@ pub(in crate::proxy) trait Side: AsyncRead + AsyncWrite + Unpin {
         Poll::Ready(Err(ErrorKind::Unsupported.into()))
     }
 
+    /// Writes what can be written now, where the kernel alone can say how much that is: whoever waits
+    /// for an event does not know yet of a socket that has just been opened.
+    fn try_send(&self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(ErrorKind::WouldBlock.into())
+    }
+
     /// Whether it is a Unix socket.
     fn is_unix(&self) -> bool {
         false
@@ -59,6 +66,10 @@ macro_rules! socket {
 
         fn descriptor(&self) -> Option<BorrowedFd<'_>> {
             Some(self.as_fd())
+        }
+
+        fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+            SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL)
         }
 
         fn poll_io<T>(
@@ -86,7 +97,7 @@ impl Side for TcpStream {
 
     fn reset_on_close(&self) {
         // It fails only when there is no connection to reset any more.
-        let _gone = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
+        let _gone = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
     fn is_gone(&self) -> bool {
@@ -130,6 +141,10 @@ impl<S: Side> Side for &mut S {
         act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> Poll<io::Result<T>> {
         S::poll_io(self, cx, interest, act)
+    }
+
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        S::try_send(self, bytes)
     }
 
     fn is_unix(&self) -> bool {

@@ -1,0 +1,60 @@
+//! Connections that began in an earlier image of the program.
+
+use std::sync::Arc;
+
+use super::{Connection, Linked, Open, life::Life};
+use crate::{
+    affinity::AffinityKey,
+    proxy::{
+        carried::{Resumed, Way},
+        link::Link,
+        listener::Settings,
+        record::CloseReason,
+        registry::Ticket,
+    },
+};
+
+/// Serves a client that an earlier image of the program has served until now. No limit counts: it is
+/// there already.
+pub(in crate::proxy) fn resume(
+    resumed: Resumed,
+    key: AffinityKey,
+    settings: Arc<Settings>,
+    ticket: Ticket,
+) -> impl Future<Output = ()> + Send {
+    let Resumed {
+        record,
+        client,
+        way,
+    } = resumed;
+    let mut connection = Connection::new(record, settings, ticket);
+    connection.is_counted = connection.record.listener().open.count(u64::MAX);
+    if connection.settings.config.limits.per_client.is_some() {
+        let permit = connection.enter_client(u32::MAX);
+        connection.extras_mut().permit = permit;
+    }
+    let client = Open::new(client);
+    match way {
+        Way::Relay(upstream, state) => {
+            if let Some(home) = &connection.record.journey.home {
+                connection.ticket.goes_to(home, key);
+            }
+            let linked = Linked {
+                upstream,
+                state,
+                tried: None,
+            };
+            Life::linked(Link::new(linked, client, connection))
+        }
+        Way::WebSocket(websocket) => Life::begins(async move {
+            // Whole, so that their ends are what is noted in them.
+            let (mut client, mut connection) = (client, connection);
+            let idle = connection.settings.config.timeouts.idle;
+            let (record, ticket) = (&connection.record, &connection.ticket);
+            websocket.carry(&mut *client, record, idle, ticket).await;
+            client.close();
+            connection.record.ends(CloseReason::ClientClosed);
+            None
+        }),
+    }
+}
