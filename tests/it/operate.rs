@@ -656,7 +656,8 @@ async fn a_connection_that_outlived_a_worker_in_its_queue_is_drained_with_the_ne
     nix::sys::signal::kill(pid(hung), Signal::SIGKILL).unwrap();
     let second = client.answer().await.unwrap();
     assert_eq!(second.generation, 2);
-    homescar.ready_after(0, "app/0").await;
+    let is_ready = |line: &Value| line["generation"] == 2 && message(line).contains("ready after");
+    homescar.line("the second is ready", is_ready).await;
     let restarts = restart(&homescar, &[]);
     let stays = async {
         homescar
