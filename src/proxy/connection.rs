@@ -13,8 +13,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::{early::Early, life::Life};
-pub(super) use self::{open::Open, resume::resume};
+use self::life::Life;
+pub(super) use self::{early::Early, open::Open, resume::resume};
 use super::{
     admit::ClientPermit,
     connect::{Connected, Search, Tried, Upstream},
@@ -53,20 +53,10 @@ pub(super) fn serve(
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) record: ConnectionRecord,
-    extras: Option<Box<Extras>>,
     pub(super) settings: Arc<Settings>,
     pub(super) ticket: Ticket,
     /// It is one of those that the listener may have.
     is_counted: bool,
-}
-
-/// What few have.
-#[derive(Debug, Default)]
-struct Extras {
-    /// It is one of those that the client may have.
-    permit: Option<ClientPermit>,
-    /// What came along with a PROXY header.
-    early: Option<Early>,
 }
 
 /// How far a connection was served.
@@ -88,7 +78,6 @@ impl Connection {
     const fn new(record: ConnectionRecord, settings: Arc<Settings>, ticket: Ticket) -> Self {
         Self {
             record,
-            extras: None,
             settings,
             ticket,
             is_counted: false,
@@ -130,7 +119,8 @@ impl Connection {
 
         if let Some(limit) = config.limits.per_client {
             let permit = self.enter_client(limit);
-            self.extras_mut().permit = Some(permit.ok_or(CloseReason::LimitClient)?);
+            let permit = permit.ok_or(CloseReason::LimitClient)?;
+            self.record.journey.detour_mut().permit = Some(permit);
         }
 
         if config.tls.is_none() {
@@ -153,20 +143,12 @@ impl Connection {
 
     /// It is no longer one of those that the listener and the client may have.
     fn uncount(&mut self) {
-        if let Some(extras) = &mut self.extras {
-            extras.permit = None;
+        if let Some(detour) = self.record.journey.some_detour() {
+            detour.permit = None;
         }
         if mem::take(&mut self.is_counted) {
             self.record.listener().open.uncount();
         }
-    }
-
-    fn extras_mut(&mut self) -> &mut Extras {
-        self.extras.get_or_insert_default()
-    }
-
-    fn early(&self) -> Option<&Early> {
-        self.extras.as_ref()?.early.as_ref()
     }
 
     /// Reads the PROXY header of a client, and notes whom it names.
@@ -179,17 +161,16 @@ impl Connection {
             destination,
             early: bytes,
         } = header.await?;
-        self.record.client = source.map(Box::new);
-        self.extras_mut().early = Some(Early { bytes, destination });
+        let detour = self.record.journey.detour_mut();
+        detour.client = source;
+        detour.early = Some(Box::new(Early { bytes, destination }));
         Ok(())
     }
 
     /// The client's first bytes, where it was introduced.
     fn first_bytes(&mut self) -> Vec<u8> {
-        let early = self
-            .extras
-            .as_mut()
-            .and_then(|extras| extras.early.as_mut());
+        let detour = self.record.journey.some_detour();
+        let early = detour.and_then(|detour| detour.early.as_mut());
         early.map_or_else(Vec::new, |early| mem::take(&mut early.bytes))
     }
 
@@ -322,7 +303,7 @@ impl Connection {
         if let Some(home) = &self.record.journey.home {
             self.ticket.goes_to(home, key);
         }
-        let preface = early::preface(self.early(), send_proxy, client.socket(), &self.record);
+        let preface = early::preface(send_proxy, client.socket(), &self.record);
         Ok(Linked {
             upstream,
             state: State::new(preface),
@@ -406,7 +387,7 @@ mod tests {
     }
 
     /// It is allocated for every connection, with 104 bytes of the runtime's, and a relayed one has its
-    /// link besides: in sizes of which memory is given out, 128 and 256 bytes.
+    /// link besides: in sizes of which memory is given out, 128 and 224 bytes.
     #[test]
     fn a_connection_is_small() {
         let future = size_of_future(serve);
@@ -421,6 +402,6 @@ mod tests {
             future <= 24,
             "the future of a connection takes {future} bytes"
         );
-        assert!(link <= 256, "a link takes {link} bytes");
+        assert!(link <= 224, "a link takes {link} bytes");
     }
 }

@@ -1,5 +1,6 @@
 //! One record per connection: who, where to, why there, how much, how long, who ended it and why.
 
+mod compact;
 mod journey;
 mod saved;
 
@@ -14,6 +15,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
+use self::compact::{Peer, Point};
 pub(super) use self::{
     journey::{Detour, Journey},
     saved::{SavedJourney, SavedRecord},
@@ -215,10 +217,8 @@ impl CloseReason {
 #[derive(Debug)]
 pub(super) struct ConnectionRecord {
     listener: Arc<Listener>,
-    peer: SocketAddr,
-    accepted: Instant,
-    /// The client that a PROXY header named.
-    pub(super) client: Option<Box<SocketAddr>>,
+    peer: Peer,
+    accepted: Point,
     /// How it came to its backend.
     pub(super) journey: Journey,
     /// Bytes carried.
@@ -253,9 +253,8 @@ impl ConnectionRecord {
         listener.stats().mine().accepted.count();
         Self {
             listener,
-            peer,
-            accepted: Instant::now(),
-            client: None,
+            peer: peer.into(),
+            accepted: Instant::now().into(),
             journey: Journey::default(),
             traffic: Traffic::default(),
             requests: 0,
@@ -278,7 +277,8 @@ impl ConnectionRecord {
 
     /// The client: whom the PROXY header named, else the peer.
     pub(super) fn client(&self) -> SocketAddr {
-        self.client.as_deref().copied().unwrap_or(self.peer)
+        let named = self.journey.detour().client;
+        named.unwrap_or_else(|| self.peer.into())
     }
 }
 
@@ -291,6 +291,7 @@ impl Drop for ConnectionRecord {
             held,
             queued,
             detail,
+            client: named,
             ..
         } = self.journey.detour();
         let reason = self
@@ -300,7 +301,7 @@ impl Drop for ConnectionRecord {
         if let Some(home) = home {
             home.count(self.traffic, reason.ended());
         }
-        let lived = self.accepted.elapsed();
+        let lived = Instant::from(self.accepted).elapsed();
         let stats = self.listener.stats().mine();
         stats.closes.count(reason.number());
         stats.lives.observe(lived);
@@ -318,7 +319,7 @@ impl Drop for ConnectionRecord {
             target: "homescar::connection",
             listener = &**self.listener.name(),
             client = %client,
-            peer = self.client.is_some().then(|| tracing::field::display(self.peer)),
+            peer = named.map(|_| tracing::field::display(SocketAddr::from(self.peer))),
             slot = home.map(|home| &*home.slot.name),
             generation = home.map(Home::generation),
             pid = home.and_then(Home::pid),

@@ -177,7 +177,8 @@ async fn a_message_and_its_answer_cost_no_more_system_calls_than_they_did() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_connection_costs_no_more_system_calls_than_it_did() {
-    count("tcp", false, 18.0).await;
+    // Among them a second connect(2), which saves a wake-up: these are not counted.
+    count("tcp", false, 19.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

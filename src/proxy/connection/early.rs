@@ -15,7 +15,7 @@ use crate::{
 
 /// What came along with a PROXY header.
 #[derive(Debug, Default)]
-pub(super) struct Early {
+pub(in crate::proxy) struct Early {
     /// The client's first bytes.
     pub(super) bytes: Vec<u8>,
     /// Where the client connected to.
@@ -24,11 +24,11 @@ pub(super) struct Early {
 
 /// What goes to the backend first.
 pub(super) fn preface(
-    early: Option<&Early>,
     send_proxy: Option<ProxyVersion>,
     client: &TcpStream,
     record: &ConnectionRecord,
 ) -> Preface {
+    let early = record.journey.detour().early.as_deref();
     let mut bytes = Vec::new();
     if let Some(version) = send_proxy {
         let source = Some(record.client());

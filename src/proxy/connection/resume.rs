@@ -31,7 +31,7 @@ pub(in crate::proxy) fn resume(
     connection.is_counted = connection.record.listener().open.count(u64::MAX);
     if connection.settings.config.limits.per_client.is_some() {
         let permit = connection.enter_client(u32::MAX);
-        connection.extras_mut().permit = permit;
+        connection.record.journey.detour_mut().permit = permit;
     }
     let client = Open::new(client);
     match way {

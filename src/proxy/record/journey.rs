@@ -1,11 +1,11 @@
 //! How a connection or request came to its backend.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::Home;
 use crate::{
     cluster::{Seat, Skip},
-    proxy::connect::Tried,
+    proxy::{admit::ClientPermit, connect::Tried, connection::Early},
 };
 
 /// How a connection or request came to its backend.
@@ -32,6 +32,12 @@ pub(in crate::proxy) struct Detour {
     pub(super) seat: Option<Seat>,
     /// More about why it ended.
     pub(super) detail: Option<&'static str>,
+    /// The client that a PROXY header named.
+    pub(in crate::proxy) client: Option<SocketAddr>,
+    /// What came along with such a header.
+    pub(in crate::proxy) early: Option<Box<Early>>,
+    /// It is one of those that the client may have.
+    pub(in crate::proxy) permit: Option<ClientPermit>,
 }
 
 impl Journey {
@@ -43,8 +49,16 @@ impl Journey {
             tried: None,
             seat: None,
             detail: None,
+            client: None,
+            early: None,
+            permit: None,
         };
         self.detour.as_deref().unwrap_or(&NONE)
+    }
+
+    /// The same, if there is anything of it.
+    pub(in crate::proxy) fn some_detour(&mut self) -> Option<&mut Detour> {
+        self.detour.as_deref_mut()
     }
 
     pub(in crate::proxy) fn detour_mut(&mut self) -> &mut Detour {

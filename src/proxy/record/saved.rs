@@ -44,9 +44,9 @@ impl ConnectionRecord {
     pub(in crate::proxy) fn saved(&self) -> SavedRecord {
         SavedRecord {
             listener: Arc::clone(self.listener.name()),
-            peer: self.peer,
-            accepted: Moment::of(self.accepted),
-            client: self.client.as_deref().copied(),
+            peer: self.peer.into(),
+            accepted: Moment::of(self.accepted.into()),
+            client: self.journey.detour().client,
             journey: self.journey.saved(),
             up: self.traffic.up,
             down: self.traffic.down,
@@ -60,12 +60,15 @@ impl ConnectionRecord {
         listener: Arc<Listener>,
         snapshot: &Snapshot,
     ) -> Self {
+        let mut journey = Journey::resumed(saved.journey, snapshot);
+        if saved.client.is_some() {
+            journey.detour_mut().client = saved.client;
+        }
         Self {
             listener,
-            peer: saved.peer,
-            accepted: saved.accepted.instant(),
-            client: saved.client.map(Box::new),
-            journey: Journey::resumed(saved.journey, snapshot),
+            peer: saved.peer.into(),
+            accepted: saved.accepted.instant().into(),
+            journey,
             traffic: Traffic {
                 up: saved.up,
                 down: saved.down,
