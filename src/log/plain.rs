@@ -3,72 +3,167 @@
 //! There is one for every request. So what records are made of, words and numbers, is written as it
 //! is, and only the rest by the machinery of `format!`, which takes ten times as long.
 
-use std::fmt::{self, Write as _};
+use std::{
+    cell::RefCell,
+    fmt::{self, Write as _},
+    time::SystemTime,
+};
 
 use tracing::{
-    Level,
+    Event, Level, Subscriber,
     field::{Field, Visit},
 };
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::{Layer, layer::Context};
+
+use super::queue::Queue;
 
 /// The name of what is said in words.
 const MESSAGE: &str = "message";
 
-/// Most lines are shorter.
-const CAPACITY: usize = 512;
+/// What a thread keeps for its next line; most are shorter.
+const KEPT: usize = 4 * 1024;
 
-/// What stands within quotes as it is; looked up, as it is asked of every byte.
-const IS_PLAIN: [bool; 256] = {
-    let mut set = [false; 256];
-    let mut byte = b' ';
-    while byte <= b'~' {
-        set[byte as usize] = byte != b'"' && byte != b'\\';
-        byte += 1;
+/// Whether all of it can stand as it is, but for so many quotes. Asked of every byte of every record,
+/// and so without a branch: compilers look at many at a time then.
+fn is_plain(text: &str, quotes: usize) -> bool {
+    let (mut odd, mut found) = (0, 0);
+    // As many as a byte can count.
+    for part in text.as_bytes().chunks(255) {
+        let mut quotes = 0_u8;
+        for byte in part {
+            let is_outside = byte.wrapping_sub(b' ') > b'~' - b' ';
+            odd |= u8::from(is_outside) | u8::from(*byte == b'\\');
+            quotes += u8::from(*byte == b'"');
+        }
+        found += usize::from(quotes);
     }
-    set
-};
+    odd == 0 && found == quotes
+}
+
+thread_local! {
+    static LINE: RefCell<Line> = RefCell::default();
+}
+
+/// Writes each event as a line.
+#[derive(Debug)]
+pub(super) struct Lines(Queue);
+
+impl Lines {
+    pub(super) const fn new(queue: Queue) -> Self {
+        Self(queue)
+    }
+
+    fn write(&self, line: &mut Line, event: &Event<'_>) {
+        line.write(SystemTime::now(), event);
+        self.0.push(line.end().as_bytes());
+        if line.text.capacity() > KEPT {
+            line.text = String::new();
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let written = LINE.try_with(|line| {
+            let mut line = line.try_borrow_mut().ok()?;
+            self.write(&mut line, event);
+            Some(())
+        });
+        if written != Ok(Some(())) {
+            // Another event is being written, or the thread ends.
+            self.write(&mut Line::default(), event);
+        }
+    }
+}
 
 /// A line as far as it was written.
-#[derive(Debug)]
-pub(super) struct Line(String);
+#[derive(Debug, Default)]
+struct Line {
+    text: String,
+    second: Second,
+    /// Quotes around words so far.
+    quotes: usize,
+    /// Each word is looked at before it is written.
+    is_careful: bool,
+}
+
+/// The second of the last line, as text, as many lines share one.
+#[derive(Debug, Default)]
+struct Second {
+    number: u64,
+    text: String,
+}
+
+impl Second {
+    /// Writes a time: `2026-11-23T18:08:47.123Z`.
+    fn write(&mut self, now: SystemTime, to: &mut String) {
+        let since = now.duration_since(SystemTime::UNIX_EPOCH);
+        let since = since.unwrap_or_default();
+        if self.number != since.as_secs() || self.text.is_empty() {
+            self.number = since.as_secs();
+            self.text = humantime::format_rfc3339_seconds(now).to_string();
+        }
+        to.push_str(self.text.trim_end_matches('Z'));
+        to.push('.');
+        let millis = since.subsec_millis();
+        for digit in [millis / 100, millis / 10 % 10, millis % 10] {
+            to.extend(char::from_digit(digit, 10));
+        }
+        to.push('Z');
+    }
+}
 
 impl Line {
-    pub(super) fn new(time: &str, level: Level) -> Self {
-        let mut line = String::with_capacity(CAPACITY);
-        line.push_str(time);
-        line.push_str(match level {
+    /// Writes it as if there were nothing but plain words in it, and once more if that is not so.
+    fn write(&mut self, now: SystemTime, event: &Event<'_>) {
+        let level = *event.metadata().level();
+        self.is_careful = false;
+        self.start(now, level);
+        event.record(self);
+        if !is_plain(&self.text, self.quotes) {
+            self.is_careful = true;
+            self.start(now, level);
+            event.record(self);
+        }
+    }
+
+    fn start(&mut self, now: SystemTime, level: Level) {
+        self.text.clear();
+        self.quotes = 0;
+        self.second.write(now, &mut self.text);
+        self.text.push_str(match level {
             Level::ERROR => " ERROR",
             Level::WARN => " WARN ",
             Level::INFO => " INFO ",
             Level::DEBUG => " DEBUG",
             Level::TRACE => " TRACE",
         });
-        Self(line)
     }
 
-    pub(super) fn write(mut self, to: &mut Writer<'_>) -> fmt::Result {
-        self.0.push('\n');
-        to.write_str(&self.0)
+    fn end(&mut self) -> &str {
+        self.text.push('\n');
+        &self.text
     }
 
     /// Writes what a terminal might obey so that it is only seen, from `start` on.
     fn disarm(&mut self, start: usize) {
-        for character in self.0.split_off(start).chars() {
+        for character in self.text.split_off(start).chars() {
             let code = u32::from(character);
             let written = match is_command(character) {
-                false => self.0.write_char(character),
-                true if character.is_ascii() => write!(self.0, "\\x{code:02x}"),
-                true => write!(self.0, "\\u{{{code:x}}}"),
+                false => self.text.write_char(character),
+                true if character.is_ascii() => write!(self.text, "\\x{code:02x}"),
+                true => write!(self.text, "\\u{{{code:x}}}"),
             };
             written.expect("a string takes everything");
         }
     }
 
     fn begin(&mut self, field: &Field) {
-        self.0.push(' ');
-        if field.name() != MESSAGE {
-            self.0.push_str(field.name());
-            self.0.push('=');
+        self.text.push(' ');
+        let name = field.name();
+        if name != MESSAGE {
+            self.text.push_str(name);
+            self.text.push('=');
         }
     }
 }
@@ -76,27 +171,32 @@ impl Line {
 impl Visit for Line {
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.begin(field);
-        self.0.push_str(itoa::Buffer::new().format(value));
+        self.text.push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == MESSAGE {
-            return self.record_debug(field, &format_args!("{value}"));
-        }
-        if !value.bytes().all(|byte| IS_PLAIN[usize::from(byte)]) {
-            return self.record_debug(field, &value);
+        let is_message = field.name() == MESSAGE;
+        if self.is_careful && !is_plain(value, 0) {
+            return match is_message {
+                true => self.record_debug(field, &format_args!("{value}")),
+                false => self.record_debug(field, &value),
+            };
         }
         self.begin(field);
-        for part in ["\"", value, "\""] {
-            self.0.push_str(part);
+        if is_message {
+            return self.text.push_str(value);
         }
+        self.text.push('"');
+        self.text.push_str(value);
+        self.text.push('"');
+        self.quotes += 2;
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.begin(field);
-        let start = self.0.len();
-        write!(self.0, "{value:?}").expect("a string takes everything");
-        if field.name() == MESSAGE && self.0[start..].contains(is_command) {
+        let start = self.text.len();
+        write!(self.text, "{value:?}").expect("a string takes everything");
+        if field.name() == MESSAGE && self.text[start..].contains(is_command) {
             self.disarm(start);
         }
     }
@@ -114,8 +214,10 @@ const fn is_command(character: char) -> bool {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use tracing::{Event, Subscriber, info, warn};
-    use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
+    use std::time::Duration;
+
+    use tracing::{info, warn};
+    use tracing_subscriber::{Registry, layer::SubscriberExt as _};
 
     use super::*;
 
@@ -125,11 +227,9 @@ mod tests {
 
     impl<S: Subscriber> Layer<S> for Lines {
         fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-            let mut line = Line::new("now", *event.metadata().level());
-            event.record(&mut line);
-            let mut text = String::new();
-            line.write(&mut Writer::new(&mut text)).unwrap();
-            self.0.lock().unwrap().push(text);
+            let mut line = Line::default();
+            line.write(SystemTime::UNIX_EPOCH, event);
+            self.0.lock().unwrap().push(line.end().to_owned());
         }
     }
 
@@ -158,15 +258,38 @@ mod tests {
         });
         assert_eq!(
             line,
-            "now INFO  request slot=\"app/0\" path=\"/\\\"\\\\\u{e9}\\u{1b}\" up=0 down=18446744073709551615 \
+            "1970-01-01T00:00:00.000Z INFO  request slot=\"app/0\" path=\"/\\\"\\\\\u{e9}\\u{1b}\" up=0 down=18446744073709551615 \
              pid=12 client=127.0.0.1:1 ok=true less=-1\n"
         );
+    }
+
+    #[test]
+    fn a_message_may_be_a_word() {
+        let line = logged(|| info!(message = "request", up = 1));
+        assert!(line.ends_with(" INFO  request up=1\n"), "{line}");
+        let line = logged(|| info!(message = "\x1b\"\u{e9}"));
+        assert!(line.ends_with(" INFO  \\x1b\"\u{e9}\n"), "{line}");
+    }
+
+    #[test]
+    fn times_are_written_as_humantime_writes_them() {
+        let mut second = Second::default();
+        for millis in [0, 7, 999, 1000, 1_795_737_600_042, 1_795_737_600_999] {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            let mut written = String::new();
+            second.write(now, &mut written);
+            let expected = humantime::format_rfc3339_millis(now).to_string();
+            assert_eq!(written, expected);
+        }
     }
 
     #[test]
     fn a_message_commands_no_terminal() {
         let text = "a \x1b[31m\u{9b} \u{e9}";
         let line = logged(|| warn!("{text}"));
-        assert_eq!(line, "now WARN  a \\x1b[31m\\u{9b} \u{e9}\n");
+        assert_eq!(
+            line,
+            "1970-01-01T00:00:00.000Z WARN  a \\x1b[31m\\u{9b} \u{e9}\n"
+        );
     }
 }

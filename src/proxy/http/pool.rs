@@ -1,30 +1,28 @@
 //! Connections to backends that wait for the next request, of this thread.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     pin::Pin,
     sync::Arc,
     task::{Context, Waker},
-    time::Duration,
 };
 
 use ahash::HashMap;
-use tokio::{
-    io::{AsyncRead as _, ReadBuf},
-    time::Instant,
-};
+use tokio::io::{AsyncRead as _, ReadBuf};
 
 use super::super::connect::Upstream;
 use crate::cluster::{Backend, Load, SlotStats};
 
-/// Less than what servers keep an idle connection for (Node: 5 s), so that they do not end it
-/// while a request is on its way.
-const IDLE: Duration = Duration::from_secs(4);
+/// Sweeps, of which there are two a second, for which a connection is kept: less than what servers keep
+/// an idle one for (Node: 5 s), so that they do not end it while a request is on its way.
+const IDLE: u64 = 8;
 /// For each backend.
 const KEPT: usize = 256;
 
 thread_local! {
     static IDLERS: RefCell<HashMap<Place, Kept>> = RefCell::default();
+    /// Sweeps so far, instead of a clock that is read twice for each request.
+    static SWEEPS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// One generation of one slot, by the address of its counters: they tell a slot apart for life, and
@@ -42,7 +40,8 @@ struct Kept {
 #[derive(Debug)]
 struct Idler {
     stream: Upstream,
-    since: Instant,
+    /// The number of the sweep before.
+    since: u64,
 }
 
 /// The connection that was used last, if it is still there and silent.
@@ -53,7 +52,7 @@ pub(in super::super) fn take(stats: &Arc<SlotStats>, backend: &Backend) -> Optio
             return None;
         }
         while let Some(mut idler) = kept.idlers.pop() {
-            if idler.since.elapsed() < IDLE && is_silent(&mut idler.stream) {
+            if is_silent(&mut idler.stream) {
                 return Some(idler.stream);
             }
         }
@@ -74,7 +73,7 @@ pub(in super::super) fn keep(stats: &Arc<SlotStats>, backend: &Arc<Backend>, str
             *kept = new();
         }
         if kept.idlers.len() < KEPT {
-            let since = Instant::now();
+            let since = SWEEPS.get();
             kept.idlers.push(Idler { stream, since });
         }
     });
@@ -93,9 +92,11 @@ pub(in super::super) fn forget(load: &Arc<Load>) {
 
 /// Closes what has waited too long on this thread.
 pub(in super::super) fn sweep() {
+    let now = SWEEPS.get() + 1;
+    SWEEPS.set(now);
     IDLERS.with_borrow_mut(|kept| {
         kept.retain(|_, kept| {
-            kept.idlers.retain(|idler| idler.since.elapsed() < IDLE);
+            kept.idlers.retain(|idler| now - idler.since < IDLE);
             !kept.idlers.is_empty()
         });
     });

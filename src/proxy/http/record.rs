@@ -4,7 +4,6 @@ mod saved;
 
 use std::{
     borrow::Cow,
-    fmt::{self, Write as _},
     hash::Hasher as _,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -24,6 +23,7 @@ use super::{
     },
     head::Version,
     refusal::Refusal,
+    text,
     websocket::TunnelEnd,
 };
 
@@ -98,7 +98,9 @@ impl RequestRecord {
         if enabled!(target: "homescar::request", Level::INFO) {
             self.line
                 .reserve(method.len() + host.len() + target.len() + 2);
-            write!(self.line, "{method} {host}{target}").expect("a string takes everything");
+            for part in [method, " ", host, target] {
+                self.line.push_str(part);
+            }
         }
     }
 
@@ -192,12 +194,13 @@ impl Drop for RequestRecord {
         }
         info!(
             target: "homescar::request",
+            message = "request",
             listener = &**self.listener.name(),
-            client = display::<&dyn fmt::Display>(match &self.client {
-                Some(client) => client,
-                None => &self.peer,
+            client = display(match &self.client {
+                Some(client) => client.to_string(),
+                None => text::of_socket(self.peer),
             }),
-            peer = self.client.is_some().then(|| display(self.peer)),
+            peer = self.client.is_some().then(|| display(text::of_socket(self.peer))),
             id = self.id,
             version = match self.version {
                 Version::Http10 => "1.0",
@@ -223,7 +226,6 @@ impl Drop for RequestRecord {
             up,
             down,
             ms = millis(took),
-            "request"
         );
     }
 }
