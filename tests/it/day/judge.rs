@@ -233,7 +233,11 @@ impl Judge<'_> {
         let is_its = |kill: &&Kill| {
             let recorded = pids.as_ref();
             at.is_none_or(|at| at.pid == kill.pid || self.mode == "http")
-                && recorded.is_none_or(|pids| self.may_have_had(kill, pids))
+                && recorded.is_none_or(|pids| match pids[..] {
+                    // Nobody was there when it had been held for long enough.
+                    [] => self.ledger.are_all_away(visit.cluster, visit.ended),
+                    _ => self.may_have_had(kill, pids),
+                })
         };
         let kill = kills.find(is_its)?;
         Some(format!(

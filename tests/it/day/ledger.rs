@@ -103,6 +103,12 @@ impl Ledger {
         away.any(|away| away.slot == slot && away.from <= to && from <= away.to + SLACK)
     }
 
+    /// Whether no slot of a cluster took clients then.
+    pub(super) fn are_all_away(&self, cluster: &str, at: f64) -> bool {
+        let mut slots = (0..SLOTS).map(|slot| format!("{cluster}/{slot}"));
+        slots.all(|slot| self.was_away(&slot, at - SLACK, at))
+    }
+
     /// Why a client that came then may not have met this slot: the first that was better and there.
     pub(super) fn is_moved(
         &self,
