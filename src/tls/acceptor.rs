@@ -126,8 +126,7 @@ impl Acceptor {
             let asks = !current.trust.is_empty();
             // What is left then is to see that the client has come to the same keys, which is cheap.
             let has_keys = |state: &CommonState| {
-                let is_new = state.protocol_version() == Some(ProtocolVersion::TLSv1_3);
-                is_new && !asks && state.negotiated_key_exchange_group().is_some()
+                is_new(state) && !asks && state.negotiated_key_exchange_group().is_some()
             };
             channel.shake(has_keys).await?;
             Ok::<_, HandshakeError>(channel)
@@ -135,8 +134,14 @@ impl Acceptor {
         // The pool ends with the program, and a panic has told about itself.
         let done = self.pool.run(costly).await.ok_or(HandshakeError::Gone)?;
         let mut channel = done?;
-        channel.shake(|_| false).await?;
+        // Session tickets can wait for the first bytes that go to the client.
+        let has_tickets = |state: &CommonState| is_new(state) && !state.is_handshaking();
+        channel.shake(has_tickets).await?;
         drop(permit);
         Ok(ServerStream::new(channel))
     }
+}
+
+fn is_new(state: &CommonState) -> bool {
+    state.protocol_version() == Some(ProtocolVersion::TLSv1_3)
 }

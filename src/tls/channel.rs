@@ -10,7 +10,7 @@ use std::{
     fmt,
     future::poll_fn,
     io::{self, ErrorKind, IoSlice},
-    mem,
+    mem::{self, MaybeUninit},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -22,7 +22,7 @@ use rustls::{
         InsufficientSizeError, UnbufferedStatus, WriteTraffic,
     },
 };
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::session::Session;
 
@@ -32,8 +32,10 @@ const RESERVE: usize = 2 * 1024;
 const NOTICE: usize = 256;
 /// What one write takes at most: four records of the greatest length.
 const PLAIN: usize = 64 * 1024;
-/// The same encrypted; and a change of keys before, and an alert behind.
-const SEALED: usize = PLAIN + 1024;
+/// The same encrypted; and a change of keys before.
+const SEALED: usize = PATIENT + PLAIN + 1024;
+/// What may wait for a write at most, to go with it.
+const PATIENT: usize = 4 * 1024;
 /// A record on the wire at most (RFC 5246 §6.2.3).
 const RECORD: usize = 5 + 16 * 1024 + 2048;
 /// One read takes at most this much, with what is there of a record; so no message of a handshake,
@@ -55,8 +57,10 @@ pub(super) struct Channel<S, T> {
     plain: Vec<u8>,
     /// Encrypted, and not sent yet …
     outgoing: Vec<u8>,
-    /// … but for so many.
+    /// … but for so many …
     sent: usize,
+    /// … and it may wait for what is written next.
+    is_patient: bool,
     /// The other side says no more.
     is_over: bool,
     /// Neither does this one.
@@ -81,6 +85,7 @@ impl<S, T: Session> Channel<S, T> {
             plain: Vec::new(),
             outgoing: Vec::new(),
             sent: 0,
+            is_patient: false,
             is_over: false,
             has_ended: false,
         }
@@ -98,7 +103,7 @@ impl<S, T: Session> Channel<S, T> {
 
     /// Takes what can be taken of `bytes`: how many those were. What they say goes into `plain`, and
     /// what is not taken there is kept.
-    fn take(&mut self, bytes: &mut [u8], plain: &mut ReadBuf<'_>) -> Result<usize, Error> {
+    fn decrypt(&mut self, bytes: &mut [u8], plain: &mut ReadBuf<'_>) -> Result<usize, Error> {
         let mut taken = 0;
         loop {
             let UnbufferedStatus { mut discard, state } = self.session.process(&mut bytes[taken..]);
@@ -130,6 +135,7 @@ impl<S, T: Session> Channel<S, T> {
 
     /// The error as one of the stream; what the other side is told of it waits to be sent.
     fn refuse(&mut self, error: Error) -> io::Error {
+        self.is_patient = false;
         while self.session.state().wants_write() {
             match self.session.process(&mut []).state {
                 Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.outgoing),
@@ -156,15 +162,15 @@ impl<S, T: Session> Channel<S, T> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin, T: Session> Channel<S, T> {
-    /// Shakes hands, until both sides can speak or `is_enough`.
+    /// Shakes hands, until both sides can speak; or no further than `is_enough`, which leaves unsent
+    /// what that brought about.
     pub(super) async fn shake(
         &mut self,
         is_enough: impl Fn(&CommonState) -> bool,
     ) -> io::Result<()> {
         loop {
             let mut bytes = mem::take(&mut self.incoming);
-            let taken = self.take(&mut bytes, &mut ReadBuf::new(&mut []));
-            match taken {
+            match self.decrypt(&mut bytes, &mut ReadBuf::new(&mut [])) {
                 Ok(taken) => drop(bytes.drain(..taken)),
                 Err(error) => {
                     let error = self.refuse(error);
@@ -174,24 +180,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Session> Channel<S, T> {
                 }
             }
             self.incoming = bytes;
-            poll_fn(|cx| self.poll_send(cx)).await?;
-            let state = self.session.state();
-            if !state.is_handshaking() || is_enough(state) {
-                self.incoming.shrink_to_fit();
-                return Ok(());
+            if is_enough(self.session.state()) {
+                self.is_patient = self.is_sending();
+                break;
+            }
+            if !self.session.state().is_handshaking() {
+                poll_fn(|cx| self.poll_send(cx)).await?;
+                break;
             }
             if self.incoming.len() >= READ {
                 return Err(too_long());
             }
-            self.incoming.reserve(RESERVE);
-            if self.is_over || self.io.read_buf(&mut self.incoming).await? == 0 {
+            if self.is_over || poll_fn(|cx| self.poll_more(cx)).await? == 0 {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
         }
+        self.incoming.shrink_to_fit();
+        Ok(())
+    }
+
+    /// Sends what waits as far as that goes, and reads: the other side may want either first.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(sent) = self.poll_send(cx) {
+            sent?;
+        }
+        let mut room = [const { MaybeUninit::uninit() }; RESERVE];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+        self.incoming.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
     }
 
     /// Reads once, and decrypts what came.
-    fn poll_take(&mut self, cx: &mut Context<'_>, plain: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_decrypt(
+        &mut self,
+        cx: &mut Context<'_>,
+        plain: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         INCOMING.with_borrow_mut(|buffer| {
             let known = self.incoming.len();
             // What comes of so much is taken whole, if it is more than a record.
@@ -210,8 +235,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Session> Channel<S, T> {
                 self.is_over = true;
                 return Poll::Ready(Ok(()));
             }
-            let taken = self.take(bytes, plain).map_err(|error| self.refuse(error));
-            if self.is_sending() {
+            let taken = self
+                .decrypt(bytes, plain)
+                .map_err(|error| self.refuse(error));
+            if !self.is_patient {
                 // Who cannot be told anything has gone, which the next read tells.
                 let _gone = self.poll_send(cx);
             }
@@ -231,6 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Session> Channel<S, T> {
         }
         self.outgoing = Vec::new();
         self.sent = 0;
+        self.is_patient = false;
         Poll::Ready(Ok(()))
     }
 
@@ -238,14 +266,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Session> Channel<S, T> {
         self.sent < self.outgoing.len()
     }
 
+    /// Encrypts, and sends what the connection takes at once; the rest waits.
     fn poll_seal(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> Poll<io::Result<usize>> {
         let plain = &plain[..plain.len().min(PLAIN)];
         if plain.is_empty() {
             return Poll::Ready(Ok(0));
         }
+        if !self.is_patient || self.outgoing.len() > PATIENT {
+            ready!(self.poll_send(cx))?;
+        }
         OUTGOING.with_borrow_mut(|buffer| {
-            let sealed = self.seal(|mut writer| writer.encrypt(plain, buffer))?;
-            let sealed = &buffer[..sealed];
+            let before = self.outgoing.len();
+            buffer[..before].copy_from_slice(&self.outgoing);
+            let sealed = self.seal(|mut writer| writer.encrypt(plain, &mut buffer[before..]))?;
+            let sealed = &buffer[..before + sealed];
+            if before > 0 {
+                self.outgoing = Vec::new();
+                self.is_patient = false;
+            }
             let taken = match Pin::new(&mut self.io).poll_write(cx, sealed) {
                 Poll::Ready(taken) => taken?,
                 Poll::Pending => 0,
@@ -271,7 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Session + Unpin> AsyncRead for Channe
             this.plain = Vec::new();
         }
         while buffer.filled().len() == before && buffer.remaining() > 0 && !this.is_over {
-            ready!(this.poll_take(cx, buffer))?;
+            ready!(this.poll_decrypt(cx, buffer))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -283,9 +321,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Session + Unpin> AsyncWrite for Chann
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
-        this.poll_seal(cx, bytes)
+        self.get_mut().poll_seal(cx, bytes)
     }
 
     /// In records that they share.
@@ -295,7 +331,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Session + Unpin> AsyncWrite for Chann
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
         INCOMING.with_borrow_mut(|buffer| {
             let mut len = 0;
             for slice in slices {
@@ -360,3 +395,6 @@ fn too_long() -> io::Error {
     let error = Error::InvalidMessage(InvalidMessage::HandshakePayloadTooLarge);
     io::Error::new(ErrorKind::InvalidData, error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,9 @@
 //!
 //! An [`Acceptor`] is a listener's, a [`Connector`] a cluster's. Each is made from what was read
 //! and verified before ([`ServerMaterial`], [`ClientMaterial`]), and takes another one while
-//! connections go on: those that are open keep what they began with. Handshakes with clients are
-//! costly, and run on a [`Pool`] beside the data plane; those with backends are mostly resumed, and
-//! run where they are asked for. [`Watch`] tells when files have changed. Nothing here knows what
+//! connections go on: those that are open keep what they began with. What is costly of a handshake
+//! with a client runs on a [`Pool`] beside the data plane; handshakes with backends are mostly resumed,
+//! and run where they are asked for. [`Watch`] tells when files have changed. Nothing here knows what
 //! an encrypted stream is for.
 
 mod acceptor;
