@@ -6,7 +6,9 @@ use tokio::time::timeout;
 
 use crate::support::{
     client::{Client, address_of_client, is_refused},
-    homescar::{Homescar, SOON, WORKER, descriptors, free_port, is_alive, message, resident_kib},
+    homescar::{
+        Homescar, SOON, WORKER, descriptors, eventually, free_port, is_alive, message, resident_kib,
+    },
 };
 
 /// One listener on a cluster of workers, another on a static cluster that changes.
