@@ -3,7 +3,7 @@
 mod early;
 mod open;
 
-use std::{future::poll_fn, mem, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::poll_fn, mem, sync::Arc, time::Duration};
 
 use tokio::{
     io::Interest,
@@ -15,101 +15,24 @@ use self::early::Early;
 pub(super) use self::open::Open;
 use super::{
     admit::{Permit, Permits},
-    carried::{Resumed, Way},
     connect::{Connected, Search, Tried, Upstream},
     http::{self, Visit, Visitor},
     identify::{self, Introduced},
+    lasting::Lasting,
     link::{Bare, Link},
-    listener::{Listener, Settings},
+    listener::Settings,
     record::{CloseReason, ConnectionRecord},
     registry::{Ticket, own_waker},
     relay::{End, Side, State},
     secure::Downstream,
 };
-use crate::{affinity::AffinityKey, cluster::key_of_address, config::Mode, tls::ServerStream};
+use crate::{cluster::key_of_address, config::Mode, tls::ServerStream};
 
 /// HTTP/2 as both sides of a TLS connection agree on it (RFC 9113 §3.1).
 const HTTP2: &[u8] = b"h2";
 
 /// For a client that there is no room for to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Serves a client from accept to record. Whatever ends it, also its own cancellation, the record
-/// is written once and both streams are closed.
-pub(super) fn serve(
-    listener: &Arc<Listener>,
-    client: TcpStream,
-    peer: SocketAddr,
-    global: Option<Permit>,
-    ticket: Ticket,
-) -> impl Future<Output = ()> + Send + use<> {
-    let connection = Connection {
-        permits: Permits::default(),
-        record: ConnectionRecord::new(Arc::clone(listener), peer),
-        early: None,
-        settings: listener.settings(),
-        ticket,
-        global,
-    };
-    // Large, and gone by the time there is a link, which may last, and be idle.
-    let begun = Box::pin(connection.begin(client));
-    async move {
-        let Some(mut link) = begun.await else { return };
-        link.run().await;
-    }
-}
-
-/// Serves a client that an earlier image of the program has served until now.
-pub(super) fn resume(
-    resumed: Resumed,
-    key: AffinityKey,
-    settings: Arc<Settings>,
-    (permits, global): (Permits, Option<Permit>),
-    ticket: Ticket,
-) -> impl Future<Output = ()> + Send {
-    let Resumed {
-        record,
-        client,
-        way,
-    } = resumed;
-    let connection = Connection {
-        permits,
-        record,
-        early: None,
-        settings,
-        ticket,
-        global,
-    };
-    let client = Open::new(client);
-    let begun = match way {
-        Way::Relay(upstream, state) => {
-            if let Some(home) = &connection.record.journey.home {
-                connection.ticket.goes_to(home, key);
-            }
-            let linked = Linked {
-                upstream,
-                state,
-                tried: None,
-            };
-            Ok(Link::new(linked, client, connection))
-        }
-        Way::WebSocket(websocket) => Err(Box::pin(async move {
-            // Whole, so that their ends are what is noted in them.
-            let (mut client, mut connection) = (client, connection);
-            let idle = connection.settings.config.timeouts.idle;
-            let (record, ticket) = (&connection.record, &connection.ticket);
-            websocket.carry(&mut *client, record, idle, ticket).await;
-            client.is_orderly = true;
-            connection.record.reason = CloseReason::ClientClosed;
-        })),
-    };
-    async move {
-        match begun {
-            Ok(mut link) => link.run().await,
-            Err(websocket) => websocket.await,
-        }
-    }
-}
 
 /// What a connection has beside its streams.
 #[derive(Debug)]
@@ -129,6 +52,8 @@ pub(super) enum Served {
     Over(CloseReason),
     /// Until all that is left to do is between two sockets.
     Linked(Linked),
+    /// Until it brings requests, one after the other; these bytes came first.
+    Visiting(Vec<u8>),
 }
 
 /// A backend was found.
@@ -139,14 +64,41 @@ pub(super) struct Linked<U = Bare> {
 }
 
 impl Connection {
-    async fn begin(mut self, client: TcpStream) -> Option<Link> {
+    pub(super) fn new(
+        record: ConnectionRecord,
+        settings: Arc<Settings>,
+        (permits, global): (Permits, Option<Permit>),
+        ticket: Ticket,
+    ) -> Self {
+        Self {
+            permits,
+            record,
+            early: None,
+            settings,
+            ticket,
+            global,
+        }
+    }
+
+    /// Serves a client from accept to where it is over, or is what may last. Whatever ends it, also its own
+    /// cancellation, the record is written once and both streams are closed.
+    pub(super) async fn begin(mut self, client: TcpStream) -> Option<Lasting> {
         let mut client = Open::new(client);
+        let mut secured = None;
         let result = match self.global {
-            Some(_) => self.admitted(&mut client).await,
+            Some(_) => self.admitted(&mut client, &mut secured).await,
             None => Err(CloseReason::LimitGlobal),
         };
         self.record.reason = match result {
-            Ok(Served::Linked(linked)) => return Some(Link::new(linked, client, self)),
+            Ok(Served::Linked(linked)) => {
+                return Some(Lasting::Link(Link::new(linked, client, self)));
+            }
+            Ok(Served::Visiting(early)) => {
+                return Some(match secured {
+                    None => Lasting::Visit(Visit::new(client, early, self)),
+                    Some(client) => Lasting::Secured(Box::new(Visit::new(*client, early, self))),
+                });
+            }
             Ok(Served::Over(reason)) | Err(reason) => reason,
         };
         self.permits = Permits::default();
@@ -157,8 +109,12 @@ impl Connection {
         None
     }
 
-    /// `Err` when it was refused.
-    async fn admitted(&mut self, client: &mut Open<TcpStream>) -> Result<Served, CloseReason> {
+    /// `Err` when it was refused. The client is `secured` from the time when it is decrypted.
+    async fn admitted(
+        &mut self,
+        client: &mut Open<TcpStream>,
+        secured: &mut Option<Box<Open<ServerStream>>>,
+    ) -> Result<Served, CloseReason> {
         let settings = Arc::clone(&self.settings);
         let config = &settings.config;
         let limit = config.limits.connections.unwrap_or(u64::MAX);
@@ -182,8 +138,8 @@ impl Connection {
         }
         // Large, and none of those that are not encrypted shall pay for it.
         Box::pin(async {
-            let mut client = self.decrypted(client).await?;
-            self.served(&mut client, None).await
+            let client = self.decrypted(client).await?;
+            self.served(secured.insert(Box::new(client)), None).await
         })
         .await
     }
@@ -246,7 +202,7 @@ impl Connection {
         Ok(Open::new(stream?))
     }
 
-    fn visitor(&self, secured: Option<&ServerStream>) -> Visitor {
+    pub(super) fn visitor(&self, secured: Option<&ServerStream>) -> Visitor {
         let certificate = secured.and_then(ServerStream::peer_certificate);
         Visitor {
             listener: Arc::clone(self.record.listener()),
@@ -266,20 +222,15 @@ impl Connection {
         if self.settings.config.mode == Mode::Http {
             let secured = client.secured();
             let is_http2 = secured.is_some_and(|stream| stream.alpn() == Some(HTTP2));
-            let visitor = Arc::new(self.visitor(secured));
             let bytes = self.first_bytes();
-            let visit = http::serve(&visitor, &mut **client, bytes, is_http2, &self.ticket);
-            let Visit {
-                requests,
-                websocket,
-            } = visit.await;
-            self.record.requests = requests;
-            if let Some(websocket) = websocket {
-                drop(visitor);
-                let idle = self.settings.config.timeouts.idle;
-                let (record, ticket) = (&self.record, &self.ticket);
-                Box::pin(websocket.carry(&mut **client, record, idle, ticket)).await;
+            if !is_http2 {
+                return Ok(Served::Visiting(bytes));
             }
+            let visitor = Arc::new(self.visitor(secured));
+            let farewell = self.ticket.farewell();
+            // Large, and none of the others shall pay for it.
+            let served = Box::pin(http::serve_http2(&visitor, &mut **client, bytes, farewell));
+            self.record.requests = served.await;
             client.is_orderly = true;
             return Ok(Served::Over(CloseReason::ClientClosed));
         }
@@ -397,27 +348,5 @@ impl Served {
             state,
             tried,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn size_of_future<F>(
-        _: impl FnOnce(&'static Arc<Listener>, TcpStream, SocketAddr, Option<Permit>, Ticket) -> F,
-    ) -> usize {
-        size_of::<F>()
-    }
-
-    /// It is allocated for every connection, with some 100 bytes of the runtime's, in steps of 128;
-    /// what grows it should be known.
-    #[test]
-    fn a_connection_is_small() {
-        let size = size_of_future(serve);
-        assert!(
-            (200..=408).contains(&size),
-            "the future of a connection takes {size} bytes"
-        );
     }
 }

@@ -25,9 +25,9 @@ use super::{
     admit::{Admission, Permits},
     bind,
     carried::Arrived,
-    connection, identify,
+    identify,
+    lasting::{self, Accepted},
     listener::Listener,
-    registry,
 };
 use crate::cluster::key_of_address;
 
@@ -219,17 +219,18 @@ pub(super) fn resume(listener: &Arc<Listener>, admission: &Admission, arrived: A
         of_listener: listener.open.enter(u64::MAX),
     };
     let permits = (permits, admission.enter_anyhow());
-    let settings = Arc::clone(&settings);
-    registry::spawn(Arc::clone(listener), |ticket| {
-        connection::resume(resumed, key, settings, permits, ticket)
-    });
+    lasting::resume(resumed, key, Arc::clone(&settings), permits);
 }
 
-fn serve(listener: Arc<Listener>, admission: &Admission, stream: TcpStream, peer: SocketAddr) {
-    let global = admission.enter();
-    registry::spawn(Arc::clone(&listener), |ticket| {
-        connection::serve(&listener, stream, peer, global, ticket)
-    });
+fn serve(listener: Arc<Listener>, admission: &Admission, client: TcpStream, peer: SocketAddr) {
+    let accepted = Accepted {
+        settings: listener.settings(),
+        global: admission.enter(),
+        listener,
+        client,
+        peer,
+    };
+    accepted.start();
 }
 
 /// Errors that accept(2) passes on from the connection that it was about to return; the next

@@ -14,8 +14,8 @@ use super::{
     connect::Tried,
     connection::{Connection, Linked, Open, Served},
     record::CloseReason,
-    registry,
-    relay::{End, State},
+    registry::{self, Passage},
+    relay::{End, Side as _, State},
 };
 
 /// A connection that is relayed.
@@ -77,7 +77,8 @@ impl Link {
                 Next::Wait => {
                     registry::thawed().await;
                     // The upgrade did not come.
-                    either!(&self.upstream, up => Carried::stay(&*self.client, &**up));
+                    let backend = either!(&self.upstream, up => up.descriptor());
+                    Carried::stay([self.client.descriptor(), backend]);
                 }
                 // Rare and large.
                 Next::LinkAgain => {
@@ -96,7 +97,7 @@ impl Link {
             registry::offer(self.carried());
             return Next::Wait;
         };
-        self.connection.ticket.cannot_be_carried();
+        self.connection.ticket.passes(Passage::Later);
         let is_orderly = end.reason != CloseReason::ClientReset;
         either!(&mut self.upstream, up => up.is_orderly = is_orderly);
         match self.connection.goes_on(&end, &mut self.tried) {
@@ -120,6 +121,8 @@ impl Link {
         let tried = self.tried.take();
         match self.connection.served(&mut self.client, tried).await? {
             Served::Over(reason) => Err(reason),
+            // Only what is relayed is linked again.
+            Served::Visiting(_) => Err(CloseReason::NoResources),
             Served::Linked(linked) => {
                 self.upstream = linked.upstream;
                 self.state = linked.state;

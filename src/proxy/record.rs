@@ -308,6 +308,11 @@ impl ConnectionRecord {
         &self.listener
     }
 
+    /// When it came.
+    pub(super) const fn accepted(&self) -> Instant {
+        self.accepted
+    }
+
     /// The client: whom the PROXY header named, else the peer.
     pub(super) fn client(&self) -> SocketAddr {
         self.client.as_deref().copied().unwrap_or(self.peer)
