@@ -23,7 +23,8 @@
 //! `proxy/door.rs` accepts → `proxy/admit.rs` counts → `proxy/identify.rs` finds out who the
 //! client is → [`tls`] decrypts → [`AffinityKey`](affinity::AffinityKey) → [`Snapshot::route`](cluster::Snapshot::route)
 //! decides → `proxy/connect.rs` connects, holds, queues, or goes on to the next candidate →
-//! `proxy/link.rs` is all that is left of it, where both sides are bare sockets →
+//! `proxy/link.rs` is all that is left of it, where both sides are bare sockets (`proxy/lasting.rs` knows
+//! what else there can be) →
 //! `proxy/relay.rs` carries until both sides are done, bulk by `relay/pipe.rs` → `proxy/record.rs` says
 //! how it ended. `proxy/connection.rs` is that line as code.
 //!
@@ -33,7 +34,8 @@
 //! `proxy/http/request.rs` judges it → [`Identity`](cluster::Identity) is what tells its client apart →
 //! `proxy/http/dispatch.rs` decides, on what only HTTP knows →
 //! `proxy/connect.rs` finds the backend, or a kept connection to it → `proxy/http/exchange.rs` carries
-//! both ways, with `proxy/http/lesson.rs` looking on → `proxy/http/record.rs`. `proxy/http/http1.rs` is that line as code;
+//! both ways, with `proxy/http/lesson.rs` looking on → `proxy/http/record.rs`. `proxy/http/http1.rs` is
+//! that line as code, and all that there is of a connection between two requests;
 //! `proxy/http/stream.rs` is the same for a stream of HTTP/2, which h2 reads. A WebSocket becomes
 //! a tunnel, `proxy/http/websocket/`.
 //!

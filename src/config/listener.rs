@@ -98,12 +98,12 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// For the whole PROXY header, for the TLS handshake, and for the whole head of a request to
-    /// arrive, each. Default 10 s.
+    /// arrive, each; in HTTP/1 up to a quarter more. Default 10 s.
     pub header: Duration,
     /// In `http`: for the next piece of a request's body to arrive, and for the client to take
     /// the next piece of a response. Default 30 s.
     pub body: Duration,
-    /// In `http`: between two requests of a connection. Default 75 s.
+    /// In `http`: between two requests of a connection, which may get up to a quarter more. Default 75 s.
     pub keepalive: Duration,
     /// Without a byte in either direction, of a connection in `tcp` and of a WebSocket or a
     /// response that has begun in `http`. Default 1 h; `None` for `"off"`.

@@ -1,9 +1,15 @@
 //! Connections that pass from one image of the program to the next: two descriptors, what was read
 //! and not taken yet, and what their record knows.
 //!
-//! Those are relays in mode `tcp`, and WebSockets over HTTP/1.1, without encryption on either side.
+//! Those are relays in mode `tcp`, and connections of HTTP/1 and WebSockets that they have become, without
+//! encryption on either side. One that waits for its next request has no backend.
 
-use std::{io, net::TcpStream as StdTcpStream, sync::Arc};
+use std::{
+    io,
+    net::TcpStream as StdTcpStream,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
@@ -11,7 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::{
     connect::Upstream,
     connection::Open,
-    http::{SavedWebSocket, WebSocket},
+    http::{ResumedVisit, SavedVisit, SavedWebSocket, WebSocket},
     link::Bare,
     listener::{Listener, Settings},
     record::{ConnectionRecord, SavedRecord},
@@ -24,7 +30,7 @@ use crate::handover::{Incoming, Number, hold_back, let_pass};
 pub struct Carried {
     record: SavedRecord,
     client: Number,
-    backend: Number,
+    backend: Option<Number>,
     /// The backend is reached by a Unix socket.
     is_unix: bool,
     way: SavedWay,
@@ -34,6 +40,7 @@ pub struct Carried {
 enum SavedWay {
     Relay(SavedState),
     WebSocket(Box<SavedWebSocket>),
+    Visit(Box<SavedVisit>),
 }
 
 /// A connection in this image that began in an earlier one.
@@ -49,6 +56,7 @@ pub(super) struct Resumed {
 pub(super) enum Way {
     Relay(Bare, State),
     WebSocket(Box<WebSocket>),
+    Visit(ResumedVisit),
 }
 
 /// A connection whose descriptors are there.
@@ -56,7 +64,7 @@ pub(super) enum Way {
 pub(super) struct Arrived {
     carried: Carried,
     client: StdTcpStream,
-    backend: std::os::fd::OwnedFd,
+    backend: Option<OwnedFd>,
 }
 
 impl Carried {
@@ -68,7 +76,12 @@ impl Carried {
         backend: &impl Side,
         relay: &State,
     ) -> io::Result<Self> {
-        Self::new(record, client, backend, SavedWay::Relay(relay.saved()))
+        Self::new(
+            record,
+            client,
+            Some(backend),
+            SavedWay::Relay(relay.saved()),
+        )
     }
 
     /// The same for a WebSocket.
@@ -79,32 +92,40 @@ impl Carried {
         websocket: SavedWebSocket,
     ) -> io::Result<Self> {
         let way = SavedWay::WebSocket(Box::new(websocket));
-        Self::new(record, client, backend, way)
+        Self::new(record, client, Some(backend), way)
+    }
+
+    /// The same for a connection that brings requests; it has a backend while there is one.
+    pub(super) fn visit(
+        record: &ConnectionRecord,
+        client: &impl Side,
+        backend: Option<&Upstream>,
+        visit: SavedVisit,
+    ) -> io::Result<Self> {
+        Self::new(record, client, backend, SavedWay::Visit(Box::new(visit)))
     }
 
     fn new(
         record: &ConnectionRecord,
         client: &impl Side,
-        backend: &impl Side,
+        backend: Option<&impl Side>,
         way: SavedWay,
     ) -> io::Result<Self> {
-        let pass = |side: Option<std::os::fd::BorrowedFd<'_>>| {
-            let_pass(&side.ok_or(io::ErrorKind::Unsupported)?)
-        };
+        let pass =
+            |side: Option<BorrowedFd<'_>>| let_pass(&side.ok_or(io::ErrorKind::Unsupported)?);
+        let passed = backend.map(|backend| pass(backend.descriptor()));
         Ok(Self {
             record: record.saved(),
             client: pass(client.descriptor())?,
-            backend: pass(backend.descriptor())?,
-            is_unix: backend.is_unix(),
+            backend: passed.transpose()?,
+            is_unix: backend.is_some_and(Side::is_unix),
             way,
         })
     }
 
     /// Takes the descriptors back.
-    pub(super) fn stay(client: &impl Side, backend: &impl Side) {
-        for side in [client.descriptor(), backend.descriptor()] {
-            side.iter().for_each(hold_back);
-        }
+    pub(super) fn stay<const N: usize>(descriptors: [Option<BorrowedFd<'_>>; N]) {
+        descriptors.iter().flatten().for_each(hold_back);
     }
 
     /// The listener by which it came in.
@@ -117,14 +138,14 @@ impl Carried {
     pub(super) fn arrive(self, incoming: &mut Incoming) -> io::Result<Arrived> {
         Ok(Arrived {
             client: incoming.take(self.client)?.into(),
-            backend: incoming.take(self.backend)?,
+            backend: self.backend.map(|one| incoming.take(one)).transpose()?,
             carried: self,
         })
     }
 
     /// The descriptors that it needs.
-    pub fn descriptors(&self) -> [Number; 2] {
-        [self.client, self.backend]
+    pub fn descriptors(&self) -> impl Iterator<Item = Number> + use<> {
+        [Some(self.client), self.backend].into_iter().flatten()
     }
 }
 
@@ -141,23 +162,30 @@ impl Arrived {
             way,
             ..
         } = self.carried;
-        let way = match way {
-            SavedWay::Relay(relay) => {
-                let upstream = match is_unix {
-                    true => Bare::Unix(Open::new(UnixStream::from_std(self.backend.into())?)),
-                    false => Bare::Tcp(Open::new(TcpStream::from_std(self.backend.into())?)),
-                };
-                Way::Relay(upstream, State::resumed(relay))
+        let upstream = self.backend.map(|backend| {
+            Ok::<_, io::Error>(match is_unix {
+                true => Upstream::Unix(UnixStream::from_std(backend.into())?),
+                false => Upstream::Tcp(TcpStream::from_std(backend.into())?),
+            })
+        });
+        let upstream = upstream.transpose()?;
+        let gone = || io::Error::other("its cluster, or its backend, is not there");
+        let way = match (way, upstream) {
+            (SavedWay::Relay(relay), Some(Upstream::Tcp(stream))) => {
+                Way::Relay(Bare::Tcp(Open::new(stream)), State::resumed(relay))
             }
-            SavedWay::WebSocket(saved) => {
-                let upstream = match is_unix {
-                    true => Upstream::Unix(UnixStream::from_std(self.backend.into())?),
-                    false => Upstream::Tcp(TcpStream::from_std(self.backend.into())?),
-                };
+            (SavedWay::Relay(relay), Some(Upstream::Unix(stream))) => {
+                Way::Relay(Bare::Unix(Open::new(stream)), State::resumed(relay))
+            }
+            (SavedWay::WebSocket(saved), Some(upstream)) => {
                 let resumed = WebSocket::resumed(*saved, upstream, listener, settings);
-                let gone = || io::Error::other("its cluster is not there");
                 Way::WebSocket(Box::new(resumed.ok_or_else(gone)?))
             }
+            (SavedWay::Visit(saved), upstream) => {
+                let resumed = saved.resume(upstream, listener, settings);
+                Way::Visit(resumed.ok_or_else(gone)?)
+            }
+            (SavedWay::Relay(_) | SavedWay::WebSocket(_), _) => return Err(gone()),
         };
         let snapshot = settings.cluster.load();
         Ok(Resumed {

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::life::Life;
+use self::life::{Lasting, Life};
 pub(super) use self::{early::Early, open::Open, resume::resume};
 use super::{
     admit::ClientPermit,
@@ -65,6 +65,8 @@ pub(super) enum Served {
     Over(CloseReason),
     /// Until all that is left to do is between two sockets.
     Linked(Linked),
+    /// Until it brings requests, one after the other; these bytes came first.
+    Visiting(Vec<u8>),
 }
 
 /// A backend was found.
@@ -75,7 +77,11 @@ pub(super) struct Linked<U = Bare> {
 }
 
 impl Connection {
-    const fn new(record: ConnectionRecord, settings: Arc<Settings>, ticket: Ticket) -> Self {
+    pub(super) const fn new(
+        record: ConnectionRecord,
+        settings: Arc<Settings>,
+        ticket: Ticket,
+    ) -> Self {
         Self {
             record,
             settings,
@@ -84,14 +90,23 @@ impl Connection {
         }
     }
 
-    async fn begin(mut self, client: TcpStream, is_admitted: bool) -> Option<Box<Link>> {
+    async fn begin(mut self, client: TcpStream, is_admitted: bool) -> Option<Lasting> {
         let mut client = Open::new(client);
+        let mut secured = None;
         let result = match is_admitted {
-            true => self.admitted(&mut client).await,
+            true => self.admitted(&mut client, &mut secured).await,
             false => Err(CloseReason::LimitGlobal),
         };
         let reason = match result {
-            Ok(Served::Linked(linked)) => return Some(Link::new(linked, client, self)),
+            Ok(Served::Linked(linked)) => {
+                return Some(Lasting::Link(Link::new(linked, client, self)));
+            }
+            Ok(Served::Visiting(early)) => {
+                return Some(match secured {
+                    None => Lasting::visit(Visit::new(client, early, self)),
+                    Some(client) => Lasting::visit(Visit::new(*client, early, self)),
+                });
+            }
             Ok(Served::Over(reason)) | Err(reason) => reason,
         };
         self.record.ends(reason);
@@ -103,8 +118,12 @@ impl Connection {
         None
     }
 
-    /// `Err` when it was refused.
-    async fn admitted(&mut self, client: &mut Open<TcpStream>) -> Result<Served, CloseReason> {
+    /// `Err` when it was refused. The client is `secured` from the time when it is decrypted.
+    async fn admitted(
+        &mut self,
+        client: &mut Open<TcpStream>,
+        secured: &mut Option<Box<Open<ServerStream>>>,
+    ) -> Result<Served, CloseReason> {
         let settings = Arc::clone(&self.settings);
         let config = &settings.config;
         let limit = config.limits.connections.unwrap_or(u64::MAX);
@@ -128,8 +147,8 @@ impl Connection {
         }
         // Large, and none of those that are not encrypted shall pay for it.
         Box::pin(async {
-            let mut client = self.decrypted(client).await?;
-            self.served(&mut client, None).await
+            let client = self.decrypted(client).await?;
+            self.served(secured.insert(Box::new(client)), None).await
         })
         .await
     }
@@ -213,7 +232,7 @@ impl Connection {
         Ok(Open::new(stream?))
     }
 
-    fn visitor(&self, secured: Option<&ServerStream>) -> Visitor {
+    pub(super) fn visitor(&self, secured: Option<&ServerStream>) -> Visitor {
         let certificate = secured.and_then(ServerStream::peer_certificate);
         Visitor {
             listener: Arc::clone(self.record.listener()),
@@ -233,20 +252,15 @@ impl Connection {
         if self.settings.config.mode == Mode::Http {
             let secured = client.secured();
             let is_http2 = secured.is_some_and(|stream| stream.alpn() == Some(HTTP2));
-            let visitor = Arc::new(self.visitor(secured));
             let bytes = self.first_bytes();
-            let visit = http::serve(&visitor, &mut **client, bytes, is_http2, &self.ticket);
-            let Visit {
-                requests,
-                websocket,
-            } = visit.await;
-            self.record.requests = requests.try_into().unwrap_or(u32::MAX);
-            if let Some(websocket) = websocket {
-                drop(visitor);
-                let idle = self.settings.config.timeouts.idle;
-                let (record, ticket) = (&self.record, &self.ticket);
-                Box::pin(websocket.carry(&mut **client, record, idle, ticket)).await;
+            if !is_http2 {
+                return Ok(Served::Visiting(bytes));
             }
+            let visitor = Arc::new(self.visitor(secured));
+            let farewell = self.ticket.farewell();
+            // Large, and none of the others shall pay for it.
+            let served = Box::pin(http::serve_http2(&visitor, &mut **client, bytes, farewell));
+            self.record.requests = served.await.try_into().unwrap_or(u32::MAX);
             client.close();
             return Ok(Served::Over(CloseReason::ClientClosed));
         }

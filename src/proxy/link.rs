@@ -12,8 +12,8 @@ use super::{
     carried::Carried,
     connection::{Connection, Linked, Open, Served},
     record::CloseReason,
-    registry,
-    relay::{End, State},
+    registry::{self, Passage},
+    relay::{End, Side as _, State},
 };
 
 /// A connection that is relayed.
@@ -97,7 +97,8 @@ impl Link {
                 Pace::Stands if registry::is_frozen() => return Poll::Pending,
                 Pace::Stands => {
                     // The upgrade did not come.
-                    either!(&self.upstream, up => Carried::stay(&*self.client, &**up));
+                    let backend = either!(&self.upstream, up => up.descriptor());
+                    Carried::stay([self.client.descriptor(), backend]);
                     *pace = Pace::Starts;
                 }
             }
@@ -112,7 +113,7 @@ impl Link {
 
     /// What comes after the end of a relay.
     fn judge(&mut self, end: End) -> Step {
-        self.connection.ticket.cannot_be_carried();
+        self.connection.ticket.passes(Passage::Later);
         if end.reason != CloseReason::ClientReset {
             either!(&mut self.upstream, up => up.close());
         }
@@ -149,6 +150,8 @@ impl Link {
                 self.connection.record.ends(reason);
                 None
             }
+            // Only what is relayed is linked again.
+            Ok(Served::Visiting(_)) => None,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! `plane` has the threads and `bind` the sockets; `door` accepts for a `listener`; `admit` counts.
 //! `connection` reads from the top to the bottom what happens next: `identify` the client, decrypt
-//! it (`secure`), `connect` to its slot, `relay` (as a `link` where both sides are sockets), `record`. It uses `cluster`, `affinity`, `tls`
+//! it (`secure`), `connect` to its slot, `relay` (as a `link` where both sides are sockets), `record`.
+//! It uses `cluster`, `affinity`, `tls`
 //! and `config`, and never waits for the control plane but where a client is held for its slot, with a deadline.
 
 mod admit;

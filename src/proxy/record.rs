@@ -275,6 +275,11 @@ impl ConnectionRecord {
         &self.listener
     }
 
+    /// When it came.
+    pub(super) fn accepted(&self) -> Instant {
+        self.accepted.into()
+    }
+
     /// The client: whom the PROXY header named, else the peer.
     pub(super) fn client(&self) -> SocketAddr {
         let named = self.journey.detour().client;

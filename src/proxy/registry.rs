@@ -22,7 +22,9 @@ use tokio::{
 };
 
 pub(super) use self::{
-    freeze::{cut_others, freeze, is_frozen, note, offer, others, thaw, thawed},
+    freeze::{
+        Passage, cut_others, freeze, is_frozen, is_resting, note, offer, others, rest, thaw, thawed,
+    },
     idle::wake_the_idle,
     strays::{send_home, strays},
 };
@@ -69,20 +71,22 @@ struct Open {
     _permit: Option<Permit>,
     goes_to: Option<Whereabouts>,
     task: Option<AbortHandle>,
-    /// It can be asked to go.
+    /// It can be asked to go …
+    can_leave: bool,
+    /// … by this, which is not there for everybody all the time.
     farewell: Option<Farewell>,
     /// It carries a WebSocket.
     is_tunnel: bool,
     /// What is to be known to send that home, should it come to be away.
     stay: Option<Arc<Stay>>,
-    /// Wakes it to stand still, or to end as it is idle, when it is relayed.
+    /// Wakes it to stand still, to end as it is idle, or to go.
     waker: Option<Waker>,
     quiet: Quiet,
     /// It is relayed, and so stays where it goes. (Requests of HTTP go one by one, and WebSockets are
     /// asked to come again.)
     is_resident: bool,
     /// To another image of the program.
-    can_be_carried: bool,
+    passage: Passage,
     /// It was there when that was noted.
     is_noted: bool,
 }
@@ -102,8 +106,6 @@ struct Said {
     /// When it has to go.
     at: Instant,
     why: Leaving,
-    /// Only if it cannot be carried over to another image of the program.
-    unless_carried: bool,
 }
 
 /// Why a connection is asked to go.
@@ -121,7 +123,7 @@ pub(super) enum Leaving {
 pub(super) enum Asked {
     /// Who can.
     All,
-    /// Of those, who cannot be carried over to another image of the program.
+    /// Of those, who cannot be carried over to another image of the program, now or later.
     Others,
     /// Of those, who were there at the last [`note`].
     Noted,
@@ -137,7 +139,7 @@ impl Farewell {
                 None => Poll::Pending,
             }
         });
-        let Said { at, why, .. } = asked.await;
+        let Said { at, why } = asked.await;
         // Rare and large: kept out of the size of every connection's future.
         Box::pin(sleep_until(at)).await;
         why
@@ -155,28 +157,8 @@ impl Farewell {
 
     /// Asks it to go.
     pub(super) fn say(&self, at: Instant, why: Leaving) {
-        self.set(Said {
-            at,
-            why,
-            unless_carried: false,
-        });
-    }
-
-    fn ask(&self, at: Instant, asked: Asked) {
-        self.set(Said {
-            at,
-            why: Leaving::Drain,
-            unless_carried: asked != Asked::All,
-        });
-    }
-
-    fn set(&self, said: Said) {
-        let _again = self.0.said.set(said);
+        let _again = self.0.said.set(Said { at, why });
         self.0.waker.wake();
-    }
-
-    fn was_said_unless_carried(&self) -> bool {
-        self.0.said.get().is_some_and(|said| said.unless_carried)
     }
 }
 
@@ -199,13 +181,14 @@ pub(super) fn spawn<F>(
             _permit: permit,
             goes_to: None,
             task: None,
+            can_leave: false,
             farewell: None,
             is_tunnel: false,
             stay: None,
             waker: None,
             quiet: Quiet::default(),
             is_resident: false,
-            can_be_carried: false,
+            passage: Passage::Never,
             is_noted: false,
         })
     });
@@ -228,15 +211,21 @@ pub(super) fn spawn<F>(
 pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
     let now = Instant::now();
     let mut tunnels = Vec::new();
-    OPEN.with_borrow(|open| {
-        let open = open.iter().filter(|open| open.is_asked(asked));
+    OPEN.with_borrow_mut(|open| {
+        let open = open.iter_mut().filter(|open| open.is_asked(asked));
         for open in open.filter(|open| open.is_one_of(which)) {
-            match (&open.farewell, open.is_tunnel, which) {
-                (Some(farewell), true, _) if farewell.was_said() => {}
-                (Some(farewell), true, _) => tunnels.push(farewell.clone()),
+            match (open.is_tunnel, which) {
+                (true, _) => {
+                    tunnels.extend(open.farewell().filter(|farewell| !farewell.was_said()))
+                }
                 // Its next request may go to another slot.
-                (Some(_), false, Cut::Slot(_) | Cut::Generation(_)) | (None, ..) => {}
-                (Some(farewell), false, _) => farewell.ask(now, asked),
+                (false, Cut::Slot(_) | Cut::Generation(_)) => {}
+                (false, _) => {
+                    if let Some(farewell) = open.farewell() {
+                        farewell.say(now, Leaving::Drain);
+                    }
+                    open.waker.iter().for_each(Waker::wake_by_ref);
+                }
             }
         }
     });
@@ -244,7 +233,7 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
     let share = spread / u32::try_from(tunnels.len().max(1)).unwrap_or(u32::MAX);
     let mut at = now;
     for tunnel in tunnels {
-        tunnel.ask(at + share.mul_f64(fastrand::f64()), asked);
+        tunnel.say(at + share.mul_f64(fastrand::f64()), Leaving::Drain);
         at += share;
     }
 }
@@ -285,12 +274,19 @@ impl Open {
         left
     }
 
-    const fn is_asked(&self, asked: Asked) -> bool {
-        match asked {
-            Asked::All => true,
-            Asked::Others => self.waker.is_none(),
-            Asked::Noted => self.waker.is_none() && self.is_noted,
-        }
+    fn is_asked(&self, asked: Asked) -> bool {
+        self.can_leave
+            && match asked {
+                Asked::All => true,
+                Asked::Others => self.passage == Passage::Never,
+                Asked::Noted => self.passage == Passage::Never && self.is_noted,
+            }
+    }
+
+    /// The way to ask it to go, if it can.
+    fn farewell(&mut self) -> Option<Farewell> {
+        let farewell = || self.farewell.get_or_insert_default().clone();
+        self.can_leave.then(farewell)
     }
 
     fn is_one_of(&self, which: &Cut) -> bool {
@@ -326,12 +322,35 @@ impl Ticket {
         self.0 as usize
     }
 
-    /// Makes the connection one that can be asked to go.
+    /// Makes the connection one that can be asked to go, and waits for that.
     pub(super) fn farewell(&self) -> Farewell {
         OPEN.with_borrow_mut(|open| {
-            let farewell = open.get_mut(self.place()).map(|open| &mut open.farewell);
-            let farewell = farewell.map(|farewell| farewell.get_or_insert_default().clone());
+            let open = open.get_mut(self.place());
+            let farewell = open.and_then(|open| {
+                open.can_leave = true;
+                open.farewell()
+            });
             farewell.unwrap_or_default()
+        })
+    }
+
+    /// Makes it one that can be asked to go, and is woken then.
+    pub(super) fn can_leave(&self, waker: Waker) {
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.place()) {
+                open.can_leave = true;
+                open.waker = Some(waker);
+            }
+        });
+    }
+
+    /// Whether it was asked to go.
+    pub(super) fn is_asked(&self) -> bool {
+        OPEN.with_borrow(|open| {
+            let farewell = open
+                .get(self.place())
+                .and_then(|open| open.farewell.as_ref());
+            farewell.is_some_and(Farewell::was_said)
         })
     }
 
@@ -384,7 +403,7 @@ impl Ticket {
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.place()) {
                 open.leave();
-                open.is_resident = open.farewell.is_none();
+                open.is_resident = !open.can_leave;
                 if open.is_resident {
                     goes_to.load.residents.enter(key);
                 }

@@ -1,6 +1,7 @@
 //! Upgrade in place: the process stays, with its workers and connections, and is another program.
 
 mod encrypted;
+mod requests;
 mod retired;
 mod signals;
 mod websockets;
@@ -422,7 +423,7 @@ import json, os, sys
 args = sys.argv[1:]
 with open(f"/proc/self/fd/{args[1]}") as memory:
     state = json.load(memory)
-state["format"] = 2
+state["format"] = 3
 with open(f"/proc/self/fd/{args[1]}", "w") as memory:
     json.dump(state, memory)
 os.dup2(200, state["old_image"])

@@ -1,5 +1,5 @@
 //! Connections that cannot come along: they are asked to go, finish what they are about, and are cut
-//! when that takes too long.
+//! when that takes too long. Those that will, once they have done what they are about, are only waited for.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -65,6 +65,7 @@ impl App {
             let sockets = sockets.ok_or_else(|| format!("{address} does not cease to accept"))?;
             doors.push((place.clone(), sockets));
         }
+        self.plane.rest().await;
         let last = LAST_REQUESTS.min(self.longest_drain());
         let last = timeout(last, self.no_others()).await;
         if last.is_ok() {

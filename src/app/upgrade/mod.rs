@@ -1,7 +1,7 @@
 //! Upgrade in place: this process becomes the program that now stands where it was started from.
 //!
 //! `execve(2)` keeps the process: its number, its children and what they have from us. Listening
-//! sockets, workers with their pipes and channels, and relayed connections pass on as descriptors;
+//! sockets, workers with their pipes and channels, and connections that can pass on as descriptors;
 //! what is to be known of them is in a file in memory ([`State`](state::State)).
 //!
 //! The new program is tried before anything is given up: it reads the state and the configuration

@@ -23,8 +23,10 @@ use crate::{
     tls::SavedTickets,
 };
 
-/// What this image writes, and reads. One that reads another says so before it takes over.
-pub(super) const FORMAT: u32 = 2;
+/// What this image writes. One that does not read it says so before it takes over.
+pub(super) const FORMAT: u32 = 3;
+/// The oldest that this image reads, too: in that, requests did not come along.
+pub(super) const OLDEST_FORMAT: u32 = 2;
 
 /// Everything.
 #[derive(Debug, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     execute::{RESUME, REVIVE},
-    state::{FORMAT, State},
+    state::{FORMAT, OLDEST_FORMAT, State},
     way_back::{self, WayBack},
 };
 use crate::{
@@ -136,10 +136,10 @@ impl State {
         }
         let version = env!("CARGO_PKG_VERSION");
         let said: Format = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        if said.format != FORMAT {
+        if !(OLDEST_FORMAT..=FORMAT).contains(&said.format) {
             return Err(format!(
-                "homescar {version} takes over states of format {FORMAT}, and {} has written one of \
-                 format {}: restart homescar instead",
+                "homescar {version} takes over states of format {OLDEST_FORMAT} to {FORMAT}, and {} has \
+                 written one of format {}: restart homescar instead",
                 said.version, said.format
             ));
         }

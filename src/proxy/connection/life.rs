@@ -6,26 +6,52 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use crate::proxy::link::{Link, Pace, Step};
+use crate::proxy::{
+    http::Visit,
+    link::{Link, Pace, Step},
+    secure::Downstream,
+};
+
+/// What a connection is once it has begun. It may last, and be idle, and is small.
+pub(super) enum Lasting {
+    /// It is relayed.
+    Link(Box<Link>),
+    /// It brings requests.
+    Visit(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl Lasting {
+    pub(super) fn visit<D: Downstream + 'static>(mut visit: Visit<D>) -> Self {
+        Self::Visit(Box::pin(async move { visit.run().await }))
+    }
+}
 
 /// The future of a connection.
 pub(super) enum Life {
-    /// All that comes before a link, or instead of one. Large, and gone by the time there is a link,
-    /// which may last, and be idle.
-    Begins(Pin<Box<dyn Future<Output = Option<Box<Link>>> + Send>>),
+    /// All that comes before what lasts, or instead of it. Large, and gone by then.
+    Begins(Pin<Box<dyn Future<Output = Option<Lasting>> + Send>>),
     /// It is relayed.
     Linked(Box<Link>, Pace),
+    /// It brings requests.
+    Visits(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// It has ended.
     Over,
 }
 
 impl Life {
-    pub(super) fn begins(future: impl Future<Output = Option<Box<Link>>> + Send + 'static) -> Self {
+    pub(super) fn begins(future: impl Future<Output = Option<Lasting>> + Send + 'static) -> Self {
         Self::Begins(Box::pin(future))
     }
 
-    pub(super) const fn linked(link: Box<Link>) -> Self {
-        Self::Linked(link, Pace::Starts)
+    pub(super) fn lasts(lasting: Lasting) -> Self {
+        match lasting {
+            Lasting::Link(link) => Self::Linked(link, Pace::Starts),
+            Lasting::Visit(visit) => Self::Visits(visit),
+        }
+    }
+
+    async fn linked_again(link: Box<Link>) -> Option<Lasting> {
+        link.link_again().await.map(Lasting::Link)
     }
 }
 
@@ -37,16 +63,20 @@ impl Future for Life {
         loop {
             *life = match life {
                 Self::Begins(begins) => match ready!(begins.as_mut().poll(cx)) {
-                    Some(link) => Self::linked(link),
+                    Some(lasting) => Self::lasts(lasting),
                     None => Self::Over,
                 },
                 Self::Linked(link, pace) => match ready!(link.poll(pace, cx)) {
                     Step::End => Self::Over,
                     Step::LinkAgain => match mem::replace(life, Self::Over) {
-                        Self::Linked(link, _) => Self::begins(link.link_again()),
+                        Self::Linked(link, _) => Self::begins(Self::linked_again(link)),
                         other => other,
                     },
                 },
+                Self::Visits(visit) => {
+                    ready!(visit.as_mut().poll(cx));
+                    Self::Over
+                }
                 Self::Over => return Poll::Ready(()),
             }
         }

@@ -1,6 +1,14 @@
 //! A stream whose end is not orderly until it was found to be.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    io,
+    ops::{Deref, DerefMut},
+    os::fd::BorrowedFd,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::relay::Side;
 
@@ -39,6 +47,58 @@ impl<S: Side> Deref for Open<S> {
 impl<S: Side> DerefMut for Open<S> {
     fn deref_mut(&mut self) -> &mut S {
         self.0.as_mut().expect(TAKEN)
+    }
+}
+
+impl<S: Side> AsyncRead for Open<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self).poll_read(cx, buf)
+    }
+}
+
+impl<S: Side> AsyncWrite for Open<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut **self).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self).poll_shutdown(cx)
+    }
+}
+
+impl<S: Side> Side for Open<S> {
+    const BUFFERS: bool = S::BUFFERS;
+
+    fn reset_on_close(&self) {
+        S::reset_on_close(self);
+    }
+
+    fn was_reset(&self) -> bool {
+        S::was_reset(self)
+    }
+
+    fn is_gone(&self) -> bool {
+        S::is_gone(self)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        S::descriptor(self)
+    }
+
+    fn is_unix(&self) -> bool {
+        S::is_unix(self)
     }
 }
 

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{Connection, Linked, Open, life::Life};
+use super::{
+    Connection, Linked, Open,
+    life::{Lasting, Life},
+};
 use crate::{
     affinity::AffinityKey,
     proxy::{
         carried::{Resumed, Way},
+        http::Visit,
         link::Link,
         listener::Settings,
-        record::CloseReason,
         registry::Ticket,
     },
 };
@@ -34,7 +37,7 @@ pub(in crate::proxy) fn resume(
         connection.record.journey.detour_mut().permit = permit;
     }
     let client = Open::new(client);
-    match way {
+    Life::lasts(match way {
         Way::Relay(upstream, state) => {
             if let Some(home) = &connection.record.journey.home {
                 connection.ticket.goes_to(home, key);
@@ -44,17 +47,11 @@ pub(in crate::proxy) fn resume(
                 state,
                 tried: None,
             };
-            Life::linked(Link::new(linked, client, connection))
+            Lasting::Link(Link::new(linked, client, connection))
         }
-        Way::WebSocket(websocket) => Life::begins(async move {
-            // Whole, so that their ends are what is noted in them.
-            let (mut client, mut connection) = (client, connection);
-            let idle = connection.settings.config.timeouts.idle;
-            let (record, ticket) = (&connection.record, &connection.ticket);
-            websocket.carry(&mut *client, record, idle, ticket).await;
-            client.close();
-            connection.record.ends(CloseReason::ClientClosed);
-            None
-        }),
-    }
+        Way::WebSocket(websocket) => {
+            Lasting::visit(Visit::of_websocket(client, websocket, connection))
+        }
+        Way::Visit(begun) => Lasting::visit(Visit::resumed(client, begun, connection)),
+    })
 }

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead as _, ReadBuf};
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     body::{BadBody, Decoder, Encoder, Piece},
     buffers::{self, equip, release},
     head::{NotHttp, ResponseHead, Room},
-    out::Out,
+    out::{Out, SavedOut},
     request::Terms,
     response::Response,
     scan::Scan,
@@ -38,11 +39,23 @@ pub(super) struct Backend {
     keep_alive: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum State {
     Head,
     Body(Decoder),
     Ended,
+}
+
+/// A [`Backend`] without its connection, for the next image of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedBackend {
+    out: SavedOut,
+    #[serde(with = "crate::handover::text")]
+    input: Vec<u8>,
+    state: State,
+    interims: u8,
+    keep_alive: bool,
 }
 
 /// What a response is made of, in its order.
@@ -87,6 +100,30 @@ impl Backend {
             state: State::Head,
             interims: 0,
             keep_alive: false,
+        }
+    }
+
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self) -> SavedBackend {
+        SavedBackend {
+            out: self.out.saved(),
+            input: self.input.clone(),
+            state: self.state.clone(),
+            interims: self.interims,
+            keep_alive: self.keep_alive,
+        }
+    }
+
+    /// The same again; its input is looked at from the front.
+    pub(super) fn resumed(saved: SavedBackend, stream: Upstream) -> Self {
+        Self {
+            stream,
+            out: Out::resumed(saved.out),
+            input: saved.input,
+            scan: Scan::default(),
+            state: saved.state,
+            interims: saved.interims,
+            keep_alive: saved.keep_alive,
         }
     }
 

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     fields::{self, Kind},
     text,
 };
 
 /// How the end of a body is known (RFC 9112 §6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Framing {
     /// There is none.
     None,
@@ -51,7 +53,7 @@ pub(super) fn write_length(out: &mut Vec<u8>, length: u64) {
 }
 
 /// Finds the data in a body as it comes in.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Decoder {
     /// Bytes that are still to come.
     Length(u64),
@@ -119,16 +121,18 @@ impl Decoder {
 
 /// Reads chunks (RFC 9112 §7.1): sizes of plain digits, no extensions, CR LF everywhere. What is
 /// laxer has been read in two ways by servers in the wild.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Chunks {
     state: State,
     /// Bytes of the present chunk that are still to come.
     left: u64,
     digits: u8,
+    #[serde(with = "crate::handover::text")]
     trailers: Vec<u8>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum State {
     #[default]
     Size,
@@ -174,10 +178,10 @@ impl Chunks {
 
     fn take_digit(&mut self, digit: u8) -> Result<(), BadBody> {
         let value = (digit as char).to_digit(16).ok_or(BadBody)?;
-        self.digits += 1;
-        if self.digits > MAX_SIZE_DIGITS {
+        if self.digits >= MAX_SIZE_DIGITS {
             return Err(BadBody);
         }
+        self.digits += 1;
         // Sixteen digits fit exactly; the top bit is refused, as some count in signed numbers.
         self.left = (self.left << 4) | u64::from(value);
         if i64::try_from(self.left).is_err() {
@@ -236,7 +240,7 @@ pub(super) fn is_private_trailer(name: &str) -> bool {
 }
 
 /// Writes a body on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Encoder {
     /// As it is.
     Plain,

@@ -4,23 +4,22 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
-    time::{Duration, Instant, timeout},
+    time::{Duration, timeout},
 };
 
 use super::{
     super::relay::Side,
     buffers::{self, equip, release},
-    deadline::Deadline,
     out::Out,
     refusal::Refusal,
     scan::Scan,
 };
-use crate::config::{Limits, Timeouts};
+use crate::config::Limits;
 
 /// For a client to take the last words, and to stop talking, before the connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
@@ -36,8 +35,10 @@ pub(super) struct Client<S> {
     /// Read, and not used yet.
     pub(super) input: Vec<u8>,
     pub(super) out: Out,
-    /// Heads that were read.
-    pub(super) heads: u64,
+    /// Of the input.
+    scan: Scan,
+    /// Heads that were read, up to all that can be counted here.
+    pub(super) heads: u32,
 }
 
 /// Why there is no next request.
@@ -58,63 +59,55 @@ impl<S: Side> Client<S> {
             stream,
             input: early,
             out: Out::default(),
+            scan: Scan::default(),
             heads: 0,
         }
     }
 
-    /// Waits for the next head to be whole; its length, at the front of `input`.
-    pub(super) async fn next_head(
-        &mut self,
-        deadline: &mut Deadline,
-        limits: &Limits,
-        timeouts: &Timeouts,
-    ) -> Result<usize, NoHead> {
-        self.out.release();
+    /// Begins to wait for the next head.
+    pub(super) fn begin_head(&mut self) {
+        self.scan = Scan::default();
         release(&mut self.input);
-        let mut scan = Scan::default();
-        let mut waits_for_first = self.input.is_empty();
-        let patience = match waits_for_first && self.heads > 0 {
-            true => timeouts.keepalive,
-            false => timeouts.header,
-        };
-        deadline.set(Instant::now() + patience);
-        poll_fn(|cx| {
-            // An answer of our own may still wait.
-            match self.poll_flush(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::Gone)),
-                Poll::Pending => return deadline.poll(cx).map(|()| Err(NoHead::Gone)),
+    }
+
+    /// Waits for the next head to be whole; its length, at the front of `input`.
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &Limits,
+    ) -> Poll<Result<usize, NoHead>> {
+        // An answer of our own may still wait.
+        if ready!(self.poll_flush(cx)).is_err() {
+            return Poll::Ready(Err(NoHead::Gone));
+        }
+        self.out.release();
+        loop {
+            let found = self.scan.end(&self.input);
+            let found = found.map_err(|_| NoHead::Refused(Refusal::LINE_FEED))?;
+            let len = found.unwrap_or(self.input.len());
+            if found.is_none() && !self.scan.has_first_line() && len > limits.target_bytes + 64 {
+                return Poll::Ready(Err(NoHead::Refused(Refusal::TARGET_LENGTH)));
             }
-            loop {
-                let found = scan.end(&self.input);
-                let found = found.map_err(|_| NoHead::Refused(Refusal::LINE_FEED))?;
-                let len = found.unwrap_or(self.input.len());
-                if found.is_none() && !scan.has_first_line() && len > limits.target_bytes + 64 {
-                    return Poll::Ready(Err(NoHead::Refused(Refusal::TARGET_LENGTH)));
-                }
-                if len > limits.head_bytes {
-                    return Poll::Ready(Err(NoHead::Refused(Refusal::HEAD)));
-                }
-                if let Some(len) = found {
-                    self.heads += 1;
-                    return Poll::Ready(Ok(len));
-                }
-                if !self.input.is_empty() && waits_for_first {
-                    waits_for_first = false;
-                    deadline.set(Instant::now() + timeouts.header);
-                }
-                if self.poll_more(cx)?.is_ready() {
-                    continue;
-                }
-                return deadline.poll(cx).map(|()| {
-                    Err(match self.input.is_empty() {
-                        true => NoHead::Over,
-                        false => NoHead::Refused(Refusal::TIMEOUT),
-                    })
-                });
+            if len > limits.head_bytes {
+                return Poll::Ready(Err(NoHead::Refused(Refusal::HEAD)));
             }
-        })
-        .await
+            if let Some(len) = found {
+                self.heads = self.heads.saturating_add(1);
+                return Poll::Ready(Ok(len));
+            }
+            if self.poll_more(cx)?.is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// What it means that no head has come in time.
+    pub(super) const fn too_late(&self) -> NoHead {
+        match (self.out.is_waiting(), self.input.is_empty()) {
+            (true, _) => NoHead::Gone,
+            (false, true) => NoHead::Over,
+            (false, false) => NoHead::Refused(Refusal::TIMEOUT),
+        }
     }
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, NoHead> {

@@ -10,6 +10,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CACHE_CONTROL, SET_COOKIE},
 };
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
@@ -27,9 +28,10 @@ use super::{
     visitor::Visitor,
 };
 use crate::{
-    affinity::{AffinityKey, SlotId},
+    affinity::{AffinityKey, SlotId, Token},
     cluster::{Cluster, Giver, Identity, Snapshot},
     config::{self, Cookie, Key},
+    proxy::Settings,
 };
 
 /// A request that is ready to go.
@@ -46,6 +48,20 @@ pub(super) struct Destination {
     /// The cluster as it was configured when the request came.
     config: Arc<config::Cluster>,
     identity: Identity,
+    is_encrypted: bool,
+}
+
+/// A [`Destination`] for the next image of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedDestination {
+    cluster: Arc<str>,
+    key: u32,
+    /// Slot, generation and end.
+    token: Option<(u64, u32, u64)>,
+    /// Slot and generation.
+    giver: Option<(u64, u32)>,
+    is_nameless: bool,
     is_encrypted: bool,
 }
 
@@ -121,6 +137,48 @@ impl Dispatch {
 }
 
 impl Destination {
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self) -> SavedDestination {
+        let Identity { token, giver, .. } = self.identity;
+        SavedDestination {
+            cluster: Arc::clone(self.cluster.name()),
+            key: self.identity.key.bits(),
+            token: token.map(|token| (token.slot.bits(), token.generation, token.expires)),
+            giver: giver.map(|giver| (giver.slot.bits(), giver.generation)),
+            is_nameless: self.identity.is_nameless,
+            is_encrypted: self.is_encrypted,
+        }
+    }
+
+    /// The same again, in the cluster as it is configured now; nothing when that is not there.
+    pub(super) fn resumed(saved: &SavedDestination, settings: &Settings) -> Option<Self> {
+        let mut clusters = settings.clusters();
+        let cluster = clusters.find(|found| *found.name() == saved.cluster)?;
+        let token = |(slot, generation, expires)| Token {
+            slot: SlotId::from_bits(slot),
+            generation,
+            expires,
+        };
+        let giver = |(slot, generation)| Giver {
+            slot: SlotId::from_bits(slot),
+            generation,
+        };
+        let identity = Identity {
+            key: AffinityKey::from_bits(saved.key),
+            token: saved.token.map(token),
+            giver: saved.giver.map(giver),
+            is_nameless: saved.is_nameless,
+            // The request's record has it.
+            by: "",
+        };
+        Some(Self {
+            config: Arc::clone(&cluster.load().config),
+            cluster: cluster.clone(),
+            identity,
+            is_encrypted: saved.is_encrypted,
+        })
+    }
+
     pub(super) const fn cluster(&self) -> &Cluster {
         &self.cluster
     }

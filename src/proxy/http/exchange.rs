@@ -2,30 +2,30 @@
 
 use std::{
     future::poll_fn,
-    io,
     pin::Pin,
     task::{Context, Poll},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::ReadBuf,
     time::{Duration, Instant},
 };
 
 use super::{
-    super::{registry::Farewell, relay::Side},
-    backend::{Backend, Failure, Receiver},
-    body::{Decoder, Encoder, Framing, Piece},
+    super::{
+        registry::{self, Passage, Ticket},
+        relay::Side,
+    },
+    answer::{Answer, Download},
+    backend::{Backend, Failure},
+    body::{Decoder, Encoder, Piece},
     buffers::{self, equip},
     client::Client,
     deadline::{Deadline, NEVER},
     dispatch::Extra,
-    head::Version,
-    lesson::Lesson,
-    out::Out,
     refusal::Refusal,
     request::Terms,
-    response::Response,
 };
 use crate::config::Timeouts;
 
@@ -34,20 +34,25 @@ const READS_PER_TURN: usize = 16;
 
 /// A request on its way.
 #[derive(Debug)]
-pub(super) struct Exchange<'a, 'b, S> {
+pub(super) struct Exchange<'a, S> {
     pub(super) client: &'a mut Client<S>,
     pub(super) backend: &'a mut Backend,
     pub(super) terms: &'a Terms,
+    /// Fields that homescar adds to the final head.
+    pub(super) extra: &'a Extra<'a>,
     pub(super) upload: &'a mut Upload,
-    pub(super) answer: &'a mut Answer<'b>,
-    pub(super) deadline: &'a mut Deadline,
+    pub(super) answer: &'a mut Answer,
+    pub(super) ticket: &'a Ticket,
     pub(super) timeouts: &'a Timeouts,
     /// For the response to begin.
     pub(super) response: Option<Duration>,
+    /// Until when something has to happen, where it does not begin here.
+    pub(super) until: Option<Instant>,
 }
 
 /// The request's body on its way.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Upload {
     decoder: Decoder,
     encoder: Encoder,
@@ -56,22 +61,6 @@ pub(super) struct Upload {
     is_done: bool,
     /// The backend takes no more of it.
     is_broken: bool,
-    pub(super) bytes: u64,
-}
-
-/// The response on its way.
-#[derive(Debug)]
-pub(super) struct Answer<'a> {
-    pub(super) terms: &'a Terms,
-    /// Fields that homescar adds to the final head.
-    pub(super) extra: &'a Extra<'a>,
-    pub(super) lesson: Lesson,
-    /// Once it was said, the connection does not stay.
-    farewell: &'a Farewell,
-    /// The connection stays open for another request, as far as is known.
-    pub(super) keep_alive: bool,
-    pub(super) status: u16,
-    encoder: Encoder,
     pub(super) bytes: u64,
 }
 
@@ -129,33 +118,30 @@ impl Upload {
     }
 }
 
-impl<'a> Answer<'a> {
-    pub(super) const fn new(
-        terms: &'a Terms,
-        extra: &'a Extra<'a>,
-        lesson: Lesson,
-        farewell: &'a Farewell,
-    ) -> Self {
-        Self {
-            terms,
-            extra,
-            lesson,
-            farewell,
-            keep_alive: terms.keep_alive,
-            status: 0,
-            encoder: Encoder::Plain,
-            bytes: 0,
-        }
-    }
-}
-
-impl<S: Side> Exchange<'_, '_, S> {
-    pub(super) async fn run(mut self) -> End {
-        self.deadline.set(Instant::now() + self.patience().0);
-        poll_fn(|cx| self.poll(cx)).await
+impl<S: Side> Exchange<'_, S> {
+    /// Carries it to its end. Where both sides are nothing but descriptors, it stands still when it has
+    /// to, and gives nothing: it goes on from here.
+    pub(super) async fn run(&mut self) -> Option<End> {
+        let client = &self.client.stream;
+        let passage = match self.backend.stream.descriptor() {
+            Some(_) => Passage::of(client),
+            None => Passage::after(client),
+        };
+        self.ticket.is_busy(passage);
+        let until = self.until.take();
+        let until = until.unwrap_or_else(|| Instant::now() + self.patience().0);
+        let mut deadline = Deadline::new(until);
+        poll_fn(|cx| {
+            if passage == Passage::Now && registry::is_frozen() {
+                self.until = Some(deadline.at());
+                return Poll::Ready(None);
+            }
+            self.poll(cx, &mut deadline).map(Some)
+        })
+        .await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: &mut Deadline) -> Poll<End> {
         let before = (
             self.upload.bytes,
             self.answer.bytes,
@@ -174,9 +160,9 @@ impl<S: Side> Exchange<'_, '_, S> {
                 self.backend.has_begun(),
             )
         {
-            self.deadline.set(Instant::now() + self.patience().0);
+            deadline.set(Instant::now() + self.patience().0);
         }
-        self.deadline.poll(cx).map(|()| self.patience().1)
+        deadline.poll(cx).map(|()| self.patience().1)
     }
 
     /// How long the present state may last, and what it is called when it lasted longer.
@@ -268,6 +254,9 @@ impl<S: Side> Exchange<'_, '_, S> {
                 stream: &mut self.client.stream,
                 out: &mut self.client.out,
                 answer: self.answer,
+                terms: self.terms,
+                extra: self.extra,
+                ticket: self.ticket,
                 upload_done,
                 lost: None,
             };
@@ -337,56 +326,5 @@ impl Upload {
                 }
             }
         }
-    }
-}
-
-/// The client's side of a response.
-struct Download<'a, 'b, S> {
-    stream: &'a mut S,
-    out: &'a mut Out,
-    answer: &'a mut Answer<'b>,
-    upload_done: bool,
-    lost: Option<io::Error>,
-}
-
-impl<S: Side> Receiver for Download<'_, '_, S> {
-    fn head(&mut self, response: &Response<'_>) {
-        let version = self.answer.terms.version;
-        let out = self.out.buffer();
-        if response.is_interim() {
-            let wanted = response.head.status != 100 || self.answer.terms.expects_continue;
-            if version == Version::Http11 && wanted {
-                response.write_head(out, Framing::None);
-                out.extend_from_slice(b"\r\n");
-            }
-            return;
-        }
-        let framing = response.framing_for(version);
-        let answer = &mut *self.answer;
-        answer.status = response.head.status;
-        answer.lesson.head(response);
-        answer.encoder = Encoder::new(framing);
-        let may_stay = self.upload_done && !answer.farewell.was_said();
-        answer.keep_alive &= may_stay && framing != Framing::UntilClose;
-        response.write_head(out, framing);
-        answer.extra.write(out, response);
-        out.extend_from_slice(match (answer.status, answer.keep_alive, version) {
-            (101, ..) => b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-            (_, false, _) => b"Connection: close\r\n\r\n",
-            (_, true, Version::Http10) => b"Connection: keep-alive\r\n\r\n",
-            (_, true, _) => b"\r\n",
-        });
-    }
-
-    fn data(&mut self, cx: &mut Context<'_>, data: &[u8]) {
-        self.answer.bytes += data.len() as u64;
-        self.answer.lesson.data(data);
-        if let Err(error) = self.out.data(cx, self.stream, self.answer.encoder, data) {
-            self.lost = Some(error);
-        }
-    }
-
-    fn end(&mut self, trailers: &[u8]) {
-        self.answer.encoder.end(self.out.buffer(), trailers);
     }
 }

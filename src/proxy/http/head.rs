@@ -2,6 +2,8 @@
 
 use std::mem::MaybeUninit;
 
+use serde::{Deserialize, Serialize};
+
 use super::refusal::Refusal;
 
 /// A header field: its name in whatever case it came, and its value without space around it.
@@ -14,7 +16,7 @@ pub(super) type Room<'a> = [MaybeUninit<Field<'a>>; MAX_FIELDS];
 pub(super) const MAX_FIELDS: usize = crate::config::MAX_HEADERS;
 
 /// The version that a message speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Version {
     /// HTTP/1.0: one request a connection, unless agreed otherwise.
     Http10,

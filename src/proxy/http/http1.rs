@@ -1,40 +1,66 @@
-//! A client's HTTP/1 connection: one request after the other.
+//! A client's HTTP/1 connection: one request after the other, and little between two.
 
-use std::{mem, sync::Arc};
+mod carriage;
+mod saved;
 
-use tokio::time::{Duration, Instant, sleep_until};
+use std::{
+    future::{Future as _, poll_fn, ready},
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
+use futures_util::future::BoxFuture;
+use tokio::time::{Duration, Instant, Sleep, sleep_until};
+
+pub(in crate::proxy) use self::saved::{ResumedVisit, SavedVisit};
+use self::{carriage::Carriage, saved::Begun};
 use super::{
     super::{
-        connect::Connected,
-        record::{CloseReason, Traffic},
-        registry::{Farewell, Ticket},
-        relay::Side,
+        carried::Carried,
+        connection::{Connection, Open},
+        record::CloseReason,
+        registry::{self, Passage},
+        secure::Downstream,
     },
-    Visit,
-    backend::Backend,
-    buffers,
     client::{Client, NoHead},
-    deadline::Deadline,
-    dispatch::{Destination, Dispatch, new_id, request_id},
-    exchange::{Answer, End, Exchange, Upload},
+    dispatch::{Dispatch, new_id, request_id},
+    exchange::Upload,
     head::{RequestHead, Room, Version},
     http2,
     out::Out,
-    record::{Outcome, RequestRecord},
+    record::RequestRecord,
     refusal::{Refusal, reason_phrase},
-    request::{Request, Terms},
+    request::Request,
     visitor::Visitor,
-    websocket::{Tunnel, WebSocket},
+    websocket::WebSocket,
 };
 
 /// For the next request of a client that could not know that its connection has to go.
 const NEXT_REQUEST: Duration = Duration::from_secs(1);
 
+/// A client's connection: all that there is of it between two requests, and so kept small.
+#[derive(Debug)]
+pub(in crate::proxy) struct Visit<D: Downstream> {
+    client: Client<Open<D>>,
+    connection: Connection,
+    /// When it goes without another request, once it was asked to go.
+    goes: Option<Pin<Box<Sleep>>>,
+    /// What an earlier image of the program has begun.
+    begun: Option<Box<Begun>>,
+}
+
 /// What comes after a request.
 enum Next {
     /// Another one.
     Request,
+    /// It is here; its head has this length.
+    Carry(usize),
+    /// What an earlier image of the program has begun.
+    GoOn(Box<Begun>),
+    /// Nothing for now: an upgrade is about to happen.
+    Wait,
     /// The end: all is said.
     Close,
     /// The end, but the client may still be talking: closing at once would be a reset, which
@@ -44,79 +70,216 @@ enum Next {
     Gone,
     /// None: it has become this.
     WebSocket(Box<WebSocket>),
+    /// None: it has been HTTP/2 all along.
+    Http2,
+    /// Nothing any more.
+    Over,
 }
 
-/// Serves a client until its connection is over, or a WebSocket.
-pub(super) async fn serve<S: Side>(
-    visitor: &Arc<Visitor>,
-    stream: S,
-    early: Vec<u8>,
-    ticket: &Ticket,
-) -> Visit {
-    let config = &visitor.settings.config;
-    let mut client = Client::new(stream, early);
-    let mut deadline = Deadline::new(Instant::now() + config.timeouts.header);
-    let farewell = ticket.farewell();
-    let begun = Instant::now();
-    loop {
-        // A head that has begun may come whole.
-        let is_asked = farewell.was_said() && !client.input.is_empty();
-        let patience = match (client.heads, farewell.was_said()) {
-            (0, _) => Some(begun + NEXT_REQUEST),
-            (_, true) => Some(Instant::now() + NEXT_REQUEST),
-            (_, false) => None,
+impl<D: Downstream> Visit<D> {
+    /// One that begins. `early` was read before.
+    pub(in crate::proxy) fn new(client: Open<D>, early: Vec<u8>, connection: Connection) -> Self {
+        Self {
+            client: Client::new(client, early),
+            connection,
+            goes: None,
+            begun: None,
+        }
+    }
+
+    /// Serves the client to the end.
+    pub(in crate::proxy) async fn run(&mut self) {
+        let waker = registry::own_waker().await;
+        self.connection.ticket.can_leave(waker);
+        let mut next = self.begun.take().map_or(Next::Request, Next::GoOn);
+        loop {
+            next = match next {
+                Next::Request => {
+                    self.begin_to_wait();
+                    poll_fn(|cx| self.poll(cx)).await
+                }
+                Next::Over => return,
+                next => self.busy(next).await,
+            };
+        }
+    }
+
+    fn begin_to_wait(&mut self) {
+        let Self {
+            client, connection, ..
+        } = self;
+        connection.ticket.goes_nowhere();
+        client.begin_head();
+        let timeouts = &connection.settings.config.timeouts;
+        let patience = match client.heads > 0 && client.input.is_empty() {
+            true => timeouts.keepalive,
+            false => timeouts.header,
         };
-        let head = tokio::select! {
-            biased;
-            head = client.next_head(&mut deadline, &config.limits, &config.timeouts) => Some(head),
-            () = time_to_go(&farewell, patience), if !is_asked => None,
-        };
-        let next = match head.unwrap_or(Err(NoHead::Over)) {
-            Err(NoHead::Over) if !client.input.is_empty() => Next::Request,
-            Err(NoHead::Over) => Next::Close,
-            Ok(len) if client.heads == 1 && &client.input[..len] == http2::PREFACE_HEAD => {
-                let Client { stream, input, .. } = client;
-                let requests = http2::serve(visitor, stream, input, farewell);
-                return Visit::over(Box::pin(requests).await);
-            }
-            // Large, and there only while there is a request: most connections have none, most of
-            // the time.
-            Ok(len) => Box::pin(request(visitor, &mut client, len, &mut deadline, ticket)).await,
-            Err(NoHead::Refused(refusal)) => {
-                let mut record = record_of(visitor, Version::Http11, new_id());
+        let ticket = &connection.ticket;
+        ticket.waits(patience, Passage::of(&client.stream));
+        let now = || Instant::now() + NEXT_REQUEST;
+        self.goes = ticket.is_asked().then(|| Box::pin(sleep_until(now())));
+    }
+
+    /// Waits for a request.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        let Self {
+            client, connection, ..
+        } = self;
+        let passage = Passage::of(&client.stream);
+        if passage == Passage::Now && registry::is_resting() {
+            return match registry::is_frozen() {
+                true => Poll::Ready(Next::Wait),
+                false => Poll::Pending,
+            };
+        }
+        let config = &connection.settings.config;
+        let was_silent = client.input.is_empty();
+        if let Poll::Ready(head) = client.poll_head(cx, &config.limits) {
+            return Poll::Ready(match head {
+                Ok(len) if self.is_http2(len) => Next::Http2,
+                Ok(len) => Next::Carry(len),
+                Err(why) => self.without_head(why),
+            });
+        }
+        let ticket = &connection.ticket;
+        if was_silent && !client.input.is_empty() {
+            ticket.waits(config.timeouts.header, passage);
+        }
+        if ticket.is_idle(false) {
+            let why = client.too_late();
+            return Poll::Ready(self.without_head(why));
+        }
+        self.poll_goes(cx).map(|()| Next::Close)
+    }
+
+    /// Waits until the connection has to go. One that has only just come, or was told to stay, may bring a
+    /// request that is on its way; a head that has begun may come whole.
+    fn poll_goes(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.client.input.is_empty() || !self.connection.ticket.is_asked() {
+            return Poll::Pending;
+        }
+        let goes = self.goes.get_or_insert_with(|| {
+            let came = self.connection.record.accepted();
+            Box::pin(sleep_until(match self.client.heads {
+                0 => came + NEXT_REQUEST,
+                _ => came,
+            }))
+        });
+        goes.as_mut().poll(cx)
+    }
+
+    fn is_http2(&self, len: usize) -> bool {
+        self.client.heads == 1 && &self.client.input[..len] == http2::PREFACE_HEAD
+    }
+
+    /// What comes when there is no next request.
+    fn without_head(&mut self, why: NoHead) -> Next {
+        match why {
+            NoHead::Over => Next::Close,
+            NoHead::Gone => Next::Gone,
+            NoHead::Refused(refusal) => {
+                let visitor = self.visitor();
+                let mut record = record_of(&visitor, Version::Http11, new_id());
                 record.refused(refusal);
-                write_refusal(&mut client, &record, false, false);
+                write_refusal(&mut self.client, &record, false, false);
                 Next::Linger
-            }
-            Err(NoHead::Gone) => Next::Gone,
-        };
-        match next {
-            Next::Request => ticket.goes_nowhere(),
-            Next::Close => {
-                Box::pin(client.close()).await;
-                return Visit::over(client.heads);
-            }
-            Next::Linger => {
-                Box::pin(client.linger()).await;
-                return Visit::over(client.heads);
-            }
-            Next::Gone => return Visit::over(client.heads),
-            Next::WebSocket(websocket) => {
-                return Visit {
-                    requests: client.heads,
-                    websocket: Some(websocket),
-                };
             }
         }
     }
-}
 
-/// Waits until the connection has to go. One that has only just come, or was told to stay, may bring a
-/// request until `patience` ends: that is on its way.
-async fn time_to_go(farewell: &Farewell, patience: Option<Instant>) {
-    farewell.wait().await;
-    if let Some(until) = patience {
-        Box::pin(sleep_until(until)).await;
+    fn visitor(&self) -> Visitor {
+        self.connection.visitor(self.client.stream.secured())
+    }
+
+    /// Carries the request whose head is at the front of the input.
+    async fn request(&mut self, len: usize) -> Next {
+        let visitor = self.visitor();
+        let client = &mut self.client;
+        let mut out = Out::default();
+        let (mut record, dispatch) = begin(&visitor, &client.input[..len], out.buffer());
+        client.input.drain(..len);
+        match dispatch {
+            Ok(Dispatch { terms, destination }) => {
+                let upload = Upload::new(&terms, visitor.settings.config.limits.body_bytes);
+                let carriage = Carriage {
+                    client,
+                    connection: &self.connection,
+                    record,
+                    terms,
+                    upload,
+                };
+                carriage.run(&destination, out).await
+            }
+            Err(refusal) => {
+                record.refused(refusal);
+                write_refusal(client, &record, false, false);
+                Next::Linger
+            }
+        }
+    }
+
+    /// Does what is to be done next, and gives what comes then. Each is large, and there only while it is
+    /// done: most connections have no request, most of the time.
+    fn busy(&mut self, next: Next) -> BoxFuture<'_, Next> {
+        match next {
+            Next::Carry(len) => return Box::pin(self.request(len)),
+            Next::GoOn(begun) => return self.go_on(*begun),
+            Next::Wait => return Box::pin(self.wait()),
+            _ => {}
+        }
+        let busy = Passage::after(&self.client.stream);
+        self.connection.ticket.is_busy(busy);
+        match next {
+            Next::Close => Box::pin(async {
+                self.client.close().await;
+                self.ends()
+            }),
+            Next::Linger => Box::pin(async {
+                self.client.linger().await;
+                self.ends()
+            }),
+            Next::WebSocket(websocket) => Box::pin(async {
+                let idle = self.connection.settings.config.timeouts.idle;
+                let Connection { record, ticket, .. } = &self.connection;
+                let stream = &mut *self.client.stream;
+                websocket.carry(stream, record, idle, ticket).await;
+                self.ends()
+            }),
+            Next::Http2 => Box::pin(self.http2()),
+            _ => Box::pin(ready(self.ends())),
+        }
+    }
+
+    /// Stands still, with all that it is.
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "what is shared would have to be fit for several threads"
+    )]
+    async fn wait(&mut self) -> Next {
+        registry::offer(self.carried());
+        registry::thawed().await;
+        // The upgrade did not come.
+        Carried::stay([self.client.stream.descriptor()]);
+        Next::Request
+    }
+
+    async fn http2(&mut self) -> Next {
+        self.connection.ticket.is_busy(Passage::Never);
+        let visitor = Arc::new(self.visitor());
+        let input = mem::take(&mut self.client.input);
+        let farewell = self.connection.ticket.farewell();
+        let stream = &mut *self.client.stream;
+        let requests = http2::serve(&visitor, stream, input, farewell).await;
+        self.client.heads = u32::try_from(requests).unwrap_or(u32::MAX);
+        self.ends()
+    }
+
+    fn ends(&mut self) -> Next {
+        self.client.stream.close();
+        self.connection.record.requests = self.client.heads;
+        self.connection.record.ends(CloseReason::ClientClosed);
+        Next::Over
     }
 }
 
@@ -125,39 +288,6 @@ pub(super) fn record_of(visitor: &Visitor, version: Version, id: String) -> Requ
     let mut record = RequestRecord::new(listener, visitor.client, version);
     record.id = id;
     record
-}
-
-/// Carries the request whose head is at the front of the input.
-async fn request<S: Side>(
-    visitor: &Visitor,
-    client: &mut Client<S>,
-    len: usize,
-    deadline: &mut Deadline,
-    ticket: &Ticket,
-) -> Next {
-    let mut out = Out::default();
-    let (mut record, dispatch) = begin(visitor, &client.input[..len], out.buffer());
-    client.input.drain(..len);
-    match dispatch {
-        Ok(Dispatch { terms, destination }) => {
-            let upload = Upload::new(&terms, visitor.settings.config.limits.body_bytes);
-            let carriage = Carriage {
-                visitor,
-                client,
-                deadline,
-                ticket,
-                record,
-                terms,
-                upload,
-            };
-            carriage.run(&destination, out).await
-        }
-        Err(refusal) => {
-            record.refused(refusal);
-            write_refusal(client, &record, false, false);
-            Next::Linger
-        }
-    }
 }
 
 /// Everything that needs the request's head.
@@ -177,191 +307,6 @@ fn begin(
     record.asks(request.head.method, request.host, request.target);
     let dispatch = Dispatch::new(request, visitor, &mut record, out);
     (record, dispatch)
-}
-
-/// One request on its way, and what it needs.
-struct Carriage<'a, S> {
-    visitor: &'a Visitor,
-    client: &'a mut Client<S>,
-    deadline: &'a mut Deadline,
-    ticket: &'a Ticket,
-    record: RequestRecord,
-    terms: Terms,
-    upload: Upload,
-}
-
-/// How one attempt with one backend ended.
-enum Attempt {
-    Over(Next),
-    /// The request can be sent once more.
-    Again(Out),
-    /// Both sides speak another protocol now.
-    Switched(Box<Backend>),
-}
-
-impl<S: Side> Carriage<'_, S> {
-    /// Finds the request's home, and carries request and response.
-    async fn run(mut self, destination: &Destination, mut out: Out) -> Next {
-        let is_plain = self.terms.websocket.is_none();
-        let mut search = destination.search(self.visitor.listener.holds, is_plain);
-        let mut may_retry = self.terms.is_idempotent && self.terms.framing.is_empty();
-        loop {
-            let connected = tokio::select! {
-                biased;
-                connected = search.connect(&mut self.record.journey) => connected,
-                () = self.client.gone() => return self.end(Outcome::CLIENT_GONE),
-            };
-            let connected = match connected {
-                Ok(connected) => connected,
-                Err(reason) => return self.unreached(reason),
-            };
-            let is_reused = connected.is_reused;
-            match self.attempt(destination, connected, out, may_retry).await {
-                Attempt::Over(next) => return next,
-                Attempt::Again(again) => out = again,
-                Attempt::Switched(backend) => return self.becomes_tunnel(destination, *backend),
-            }
-            may_retry = false;
-            search.reuse(false);
-            let home = self.record.journey.home.take();
-            if let (false, Some(home)) = (is_reused, home)
-                && search.note_failure(Arc::clone(&home.slot().name)).is_err()
-            {
-                return self.answer(502, Outcome::new("backend", "gone"));
-            }
-        }
-    }
-
-    async fn attempt(
-        &mut self,
-        destination: &Destination,
-        connected: Connected,
-        out: Out,
-        may_retry: bool,
-    ) -> Attempt {
-        let Some(home) = &self.record.journey.home else {
-            return Attempt::Over(self.answer(503, Outcome::new("proxy", "no_backend")));
-        };
-        self.ticket.goes_to(home, destination.key());
-        let is_reused = connected.is_reused;
-        let extra = destination.extra(&self.record.id, home);
-        let farewell = self.ticket.farewell();
-        let lesson = destination.lesson(home);
-        let mut answer = Answer::new(&self.terms, &extra, lesson, &farewell);
-        let mut backend = Backend::new(connected.upstream, out);
-        let exchange = Exchange {
-            client: self.client,
-            backend: &mut backend,
-            terms: &self.terms,
-            upload: &mut self.upload,
-            answer: &mut answer,
-            deadline: self.deadline,
-            timeouts: &self.visitor.settings.config.timeouts,
-            response: destination.response_timeout(),
-        };
-        let end = exchange.run().await;
-        let Answer {
-            status,
-            bytes,
-            keep_alive,
-            ..
-        } = answer;
-        self.record.status = status;
-        self.record.traffic = Traffic {
-            up: self.upload.bytes,
-            down: bytes,
-        };
-        if end.is_failure(is_reused) || destination.is_failure(status, &self.terms) {
-            home.failed();
-        }
-        match end {
-            End::BackendGone if may_retry && backend.is_silent() => {
-                backend.out.rewind();
-                Attempt::Again(backend.out)
-            }
-            End::Done => {
-                self.record.outcome = Outcome::DONE;
-                let is_whole = self.upload.is_done();
-                if let Some(stream) = backend.into_reusable().filter(|_| is_whole) {
-                    home.keep(stream);
-                }
-                Attempt::Over(match (is_whole, keep_alive) {
-                    (true, true) => Next::Request,
-                    (true, false) => Next::Close,
-                    (false, _) => Next::Linger,
-                })
-            }
-            End::Switched => Attempt::Switched(Box::new(backend)),
-            end => Attempt::Over(self.conclude(end)),
-        }
-    }
-
-    /// The connection has become a WebSocket: leaves behind all that it does not need.
-    fn becomes_tunnel(self, destination: &Destination, mut backend: Backend) -> Next {
-        let client = self.client;
-        let mut from_backend = backend.take_rest();
-        let to_down = mem::take(&mut client.out);
-        let tunnel = Tunnel::new(to_down, &client.input, &from_backend);
-        for early in [&mut client.input, &mut from_backend] {
-            early.clear();
-            buffers::release(early);
-        }
-        Next::WebSocket(Box::new(WebSocket::new(
-            self.record,
-            backend.into_stream(),
-            tunnel,
-            destination,
-        )))
-    }
-
-    fn conclude(&mut self, end: End) -> Next {
-        match end {
-            End::Done | End::Switched => self.end(Outcome::DONE),
-            End::ClientGone => self.end(Outcome::CLIENT_GONE),
-            End::Refused(refusal) if self.record.status == 0 => {
-                self.record.refused(refusal);
-                write_refusal(self.client, &self.record, self.terms.is_head, false);
-                Next::Linger
-            }
-            End::Refused(refusal) => self.end(Outcome::new("client", refusal.why)),
-            End::BackendGone => self.answer(502, Outcome::new("backend", "gone")),
-            End::NotHttp => self.answer(502, Outcome::new("backend", "not_http")),
-            End::ResponseTimeout => self.answer(504, Outcome::new("backend", "response_timeout")),
-            End::SlowClient => self.end(Outcome::new("client", "slow")),
-            End::Idle => self.end(Outcome::new("proxy", "idle_timeout")),
-            End::Broken => self.end(Outcome::new("backend", "broken")),
-        }
-    }
-
-    /// Ends the connection too. Nobody shall take a response that broke off for one that is
-    /// complete, so it is reset.
-    fn end(&mut self, outcome: Outcome) -> Next {
-        self.record.outcome = outcome;
-        self.client.stream.reset_on_close();
-        Next::Gone
-    }
-
-    /// No backend could be reached.
-    fn unreached(&mut self, reason: CloseReason) -> Next {
-        let status = match reason {
-            CloseReason::ConnectFailed => 502,
-            _ => 503,
-        };
-        self.answer(status, Outcome::new(reason.by(), reason.as_str()))
-    }
-
-    /// Answers in place of the backend.
-    fn answer(&mut self, status: u16, outcome: Outcome) -> Next {
-        self.record.status = status;
-        self.record.outcome = outcome;
-        let keep_alive =
-            self.terms.keep_alive && self.terms.version == Version::Http11 && self.upload.is_done();
-        write_refusal(self.client, &self.record, self.terms.is_head, keep_alive);
-        match keep_alive {
-            true => Next::Request,
-            false => Next::Linger,
-        }
-    }
 }
 
 /// Writes a response of our own: its body names the request and nothing else.

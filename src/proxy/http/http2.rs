@@ -50,7 +50,7 @@ const LAST: Duration = Duration::from_secs(2);
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// Serves a client until its connection is over; how many requests it made.
-pub(super) async fn serve<S: Side>(
+pub(in super::super) async fn serve<S: Side>(
     visitor: &Arc<Visitor>,
     stream: S,
     early: Vec<u8>,

@@ -5,10 +5,15 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::response::Response;
-use crate::cluster::{Cluster, Giver};
+use crate::{
+    affinity::SlotId,
+    cluster::{Cluster, Giver},
+    handover::text,
+};
 
 /// How far into a body the id may stand.
 const REACH: usize = 1024;
@@ -26,7 +31,54 @@ struct Watch {
     finder: Finder,
 }
 
+/// A [`Lesson`] that goes on, for the next image of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedLesson {
+    slot: u64,
+    generation: u32,
+    name: Arc<str>,
+    left: usize,
+    state: State,
+    #[serde(with = "text")]
+    value: Vec<u8>,
+}
+
 impl Lesson {
+    /// What the next image has to know of it, if it goes on.
+    pub(super) fn saved(&self) -> Option<SavedLesson> {
+        let Watch { giver, finder, .. } = self.0.as_deref()?;
+        Some(SavedLesson {
+            slot: giver.slot.bits(),
+            generation: giver.generation,
+            name: Arc::clone(&finder.name),
+            left: finder.left,
+            state: finder.state,
+            value: finder.value.clone(),
+        })
+    }
+
+    /// The same again.
+    pub(super) fn resumed(saved: Option<SavedLesson>, cluster: &Cluster) -> Self {
+        Self(saved.map(|saved| {
+            let giver = Giver {
+                slot: SlotId::from_bits(saved.slot),
+                generation: saved.generation,
+            };
+            let finder = Finder {
+                name: saved.name,
+                left: saved.left,
+                state: saved.state,
+                value: saved.value,
+            };
+            Box::new(Watch {
+                cluster: cluster.clone(),
+                giver,
+                finder,
+            })
+        }))
+    }
+
     /// Watches for the parameter of this name in what a generation of a slot answers.
     pub(super) fn new(cluster: &Cluster, name: &Arc<str>, giver: Giver) -> Self {
         Self(Some(Box::new(Watch {
@@ -73,7 +125,7 @@ struct Finder {
     value: Vec<u8>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum State {
     /// So many bytes of `"NAME"` were met.
     Name(usize),

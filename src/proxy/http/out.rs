@@ -6,6 +6,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     super::relay::Side,
     body::Encoder,
@@ -20,7 +22,33 @@ pub(super) struct Out {
     unflushed: bool,
 }
 
+/// An [`Out`] for the next image of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedOut {
+    #[serde(with = "crate::handover::text")]
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
 impl Out {
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self) -> SavedOut {
+        SavedOut {
+            bytes: self.bytes.clone(),
+            sent: self.sent,
+        }
+    }
+
+    /// The same again.
+    pub(super) fn resumed(SavedOut { bytes, sent }: SavedOut) -> Self {
+        Self {
+            sent: sent.min(bytes.len()),
+            bytes,
+            unflushed: true,
+        }
+    }
+
     /// Where to write heads and the like.
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
         if self.sent == self.bytes.len() {

@@ -70,7 +70,7 @@ pub(super) struct RequestRecord {
     /// It has become a WebSocket.
     is_tunnel: bool,
     /// How that ended.
-    tunnel: Option<TunnelEnd>,
+    tunnel: Option<Box<TunnelEnd>>,
 }
 
 impl RequestRecord {
@@ -120,7 +120,7 @@ impl RequestRecord {
     pub(super) fn tunnelled(&mut self, end: TunnelEnd) {
         self.outcome = end.outcome;
         self.traffic = end.traffic;
-        self.tunnel = Some(end);
+        self.tunnel = Some(Box::new(end));
     }
 
     /// What its end means for the backend's generation.

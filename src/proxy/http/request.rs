@@ -1,5 +1,6 @@
 //! A request that was judged: what it means, without a second reading, and how it goes on.
 
+use serde::{Deserialize, Serialize};
 use tokio_tungstenite::tungstenite::{self, handshake::derive_accept_key};
 
 use super::{
@@ -24,7 +25,8 @@ pub(super) struct Request<'a> {
 }
 
 /// What has to be known of a request while it is carried.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Terms {
     pub(super) version: Version,
     pub(super) framing: Framing,
@@ -40,7 +42,8 @@ pub(super) struct Terms {
 }
 
 /// The handshake of a WebSocket (RFC 6455 §4).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Handshake {
     /// What the backend must accept it with.
     pub(super) accept: String,

@@ -6,10 +6,10 @@
 /// Looks for the end of a head; each byte is looked at once, however the head is cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scan {
-    /// Looked at so far.
-    at: usize,
+    /// Looked at so far. No head is so long that this is too small.
+    at: u32,
     /// Where the present line begins.
-    line: usize,
+    line: u32,
     /// The first line has ended.
     has_line: bool,
 }
@@ -22,22 +22,22 @@ impl Scan {
     /// The length of the head, its empty line included, when it is all there. `bytes` are those of
     /// the last call and more behind them.
     pub(super) fn end(&mut self, bytes: &[u8]) -> Result<Option<usize>, BareLineFeed> {
-        while let Some(found) = memchr::memchr(b'\n', &bytes[self.at..]) {
-            let feed = self.at + found;
+        while let Some(found) = memchr::memchr(b'\n', &bytes[self.at as usize..]) {
+            let feed = self.at as usize + found;
             if feed == 0 || bytes[feed - 1] != b'\r' {
                 return Err(BareLineFeed);
             }
-            let is_empty = feed - 1 == self.line;
-            self.at = feed + 1;
+            let is_empty = feed - 1 == self.line as usize;
+            self.at = place(feed + 1);
             self.line = self.at;
             match (is_empty, self.has_line) {
-                (true, true) => return Ok(Some(self.at)),
+                (true, true) => return Ok(Some(feed + 1)),
                 // An empty line before the message is passed over (RFC 9112 §2.2).
                 (true, false) => {}
                 (false, _) => self.has_line = true,
             }
         }
-        self.at = bytes.len();
+        self.at = place(bytes.len());
         Ok(None)
     }
 
@@ -45,6 +45,10 @@ impl Scan {
     pub(super) const fn has_first_line(self) -> bool {
         self.has_line
     }
+}
+
+fn place(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

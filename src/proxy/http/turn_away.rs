@@ -1,5 +1,7 @@
 //! A client that is told that there is no room for it.
 
+use std::future::poll_fn;
+
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, timeout_at},
@@ -8,7 +10,6 @@ use tokio::{
 use super::{
     super::{record::CloseReason, relay::Side},
     client::Client,
-    deadline::Deadline,
     dispatch::{new_id, request_id},
     head::{RequestHead, Room, Version},
     http1::{record_of, write_refusal},
@@ -40,10 +41,9 @@ pub(in super::super) async fn turn_away<S: Side>(
     why: CloseReason,
     deadline: Instant,
 ) -> u64 {
-    let config = &visitor.settings.config;
+    let limits = &visitor.settings.config.limits;
     let mut client = Client::new(stream, early);
-    let mut timer = Deadline::new(deadline);
-    let head = client.next_head(&mut timer, &config.limits, &config.timeouts);
+    let head = poll_fn(|cx| client.poll_head(cx, limits));
     let Ok(Ok(len)) = timeout_at(deadline, head).await else {
         return 0;
     };
@@ -56,7 +56,7 @@ pub(in super::super) async fn turn_away<S: Side>(
     write_refusal(&mut client, &record, is_head, false);
     drop(record);
     client.linger().await;
-    client.heads
+    client.heads.into()
 }
 
 /// The record of a request that is turned away, and whether it is one of HEAD.

@@ -32,6 +32,12 @@ impl DataPlane {
         self.shut.send_replace(true);
     }
 
+    /// Lets no request begin on a connection that comes along between two, until the next
+    /// [`reopen`](Self::reopen).
+    pub async fn rest(&self) {
+        self.on_each(|| async { registry::rest() }).await;
+    }
+
     /// Lets everybody in again, and connections go on.
     pub async fn reopen(&self) {
         self.on_each(|| async { registry::thaw() }).await;

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{OPEN, Ticket};
+use super::{OPEN, Passage, Ticket};
 
 /// So many looks within the time after which a connection is idle: it is ended at most a quarter of
 /// that later.
@@ -35,6 +35,20 @@ pub(super) struct Quiet {
 }
 
 impl Quiet {
+    /// From now on, and this long is idle.
+    fn begin(idle: Option<Duration>) -> Self {
+        let limit = idle.map_or(0, |idle| millis(idle).max(1));
+        if limit > 0 && limit < SHORTEST.get() {
+            SHORTEST.set(limit);
+            SHORTER.with(|shorter| shorter.notify_one());
+        }
+        Self {
+            limit,
+            so_far: 0,
+            has_moved: true,
+        }
+    }
+
     /// Another look, so long after the last one. True when it has been quiet for too long.
     const fn look(&mut self, passed: u32) -> bool {
         if self.has_moved {
@@ -60,22 +74,39 @@ impl Ticket {
         idle: Option<Duration>,
         can_be_carried: bool,
     ) {
-        let limit = idle.map_or(0, |idle| millis(idle).max(1));
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.place()) {
                 open.waker = Some(waker);
-                open.can_be_carried = can_be_carried;
-                open.quiet = Quiet {
-                    limit,
-                    so_far: 0,
-                    has_moved: true,
+                open.passage = match can_be_carried {
+                    true => Passage::Now,
+                    false => Passage::Never,
                 };
+                open.quiet = Quiet::begin(idle);
             }
         });
-        if limit > 0 && limit < SHORTEST.get() {
-            SHORTEST.set(limit);
-            SHORTER.with(|shorter| shorter.notify_one());
-        }
+    }
+
+    /// Notes that the connection waits for a request, for so long at most, and whether it can be carried
+    /// over meanwhile.
+    pub(in crate::proxy) fn waits(&self, patience: Duration, passage: Passage) {
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.place()) {
+                open.passage = passage;
+                open.is_noted &= passage != Passage::Now;
+                open.quiet = Quiet::begin(Some(patience));
+            }
+        });
+    }
+
+    /// Notes that it does not wait any more, and whether it can be carried over as it is now.
+    pub(in crate::proxy) fn is_busy(&self, passage: Passage) {
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.place()) {
+                open.passage = passage;
+                open.is_noted &= passage != Passage::Now;
+                open.quiet = Quiet::default();
+            }
+        });
     }
 
     /// Whether the connection is idle, unless something has just moved.

@@ -58,6 +58,11 @@ impl<T> Places<T> {
         all.map(|(_, thing)| thing)
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.blocks.iter().map(Slab::len).sum()
+    }
+
     /// More than the number of any place.
     pub(super) const fn end(&self) -> usize {
         self.blocks.len() * BLOCK
@@ -73,6 +78,7 @@ mod tests {
         let mut places = Places::new();
         let numbers: Vec<_> = (0..3 * BLOCK).map(|thing| places.insert(thing)).collect();
         assert_eq!((numbers[0], places.end()), (0, 3 * BLOCK));
+        assert_eq!(places.len(), 3 * BLOCK);
         for (thing, place) in numbers.iter().enumerate() {
             assert_eq!(places.get(*place), Some(&thing));
         }

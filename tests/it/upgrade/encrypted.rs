@@ -1,4 +1,4 @@
-//! Connections that cannot come along, as they are encrypted or are HTTP: what is under way ends well,
+//! Connections that cannot come along, as they are encrypted or are HTTP/2: what is under way ends well,
 //! or as it is documented; and nobody's session, cookie or id is forgotten.
 
 use std::{

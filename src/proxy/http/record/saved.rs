@@ -1,4 +1,4 @@
-//! What is known of a request that has become a WebSocket, for the next image of the program.
+//! What is known of a request over HTTP/1, for the next image of the program.
 
 use std::{
     borrow::Cow,
@@ -18,13 +18,15 @@ use crate::{
     },
 };
 
-/// A [`RequestRecord`] of a WebSocket over HTTP/1.1 that is not over.
+/// A [`RequestRecord`] of a request, or a WebSocket, over HTTP/1 that is not over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in super::super) struct SavedRequest {
     peer: SocketAddr,
     client: Option<IpAddr>,
     began: Moment,
+    #[serde(default = "http11")]
+    version: Version,
     line: String,
     id: String,
     journey: SavedJourney,
@@ -39,6 +41,7 @@ impl RequestRecord {
             peer: self.peer,
             client: self.client,
             began: Moment::of(self.began),
+            version: self.version,
             line: self.line.clone(),
             id: self.id.clone(),
             journey: self.journey.saved(),
@@ -47,18 +50,19 @@ impl RequestRecord {
         }
     }
 
-    /// The same again.
+    /// The same again; `is_tunnel` says that it has become a WebSocket.
     pub(in super::super) fn resumed(
         saved: SavedRequest,
         listener: Arc<Listener>,
         snapshot: &Snapshot,
+        is_tunnel: bool,
     ) -> Self {
         Self {
             listener,
             peer: saved.peer,
             client: saved.client,
             began: saved.began.instant(),
-            version: Version::Http11,
+            version: saved.version,
             line: saved.line,
             id: saved.id,
             journey: Journey::resumed(saved.journey, snapshot),
@@ -66,8 +70,13 @@ impl RequestRecord {
             traffic: Traffic::default(),
             status: saved.status,
             outcome: Outcome::CUT,
-            is_tunnel: true,
+            is_tunnel,
             tunnel: None,
         }
     }
+}
+
+/// That of all that images of the format before have saved.
+const fn http11() -> Version {
+    Version::Http11
 }

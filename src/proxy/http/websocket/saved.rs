@@ -109,7 +109,7 @@ impl WebSocket {
         let cluster = clusters.find(|found| *found.name() == cluster)?.clone();
         let snapshot = cluster.load();
         Some(Self {
-            record: RequestRecord::resumed(request, Arc::clone(listener), &snapshot),
+            record: RequestRecord::resumed(request, Arc::clone(listener), &snapshot, true),
             upstream,
             tunnel: Tunnel::resumed(tunnel),
             key: AffinityKey::from_bits(key),

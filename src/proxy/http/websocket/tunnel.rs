@@ -152,7 +152,8 @@ impl Tunnel {
         };
         if is_orderly {
             let farewell = tokio::io::AsyncWriteExt::shutdown(carriage.down);
-            let _gone = tokio::time::timeout(LAST, farewell).await;
+            // Large, and needed once.
+            let _gone = Box::pin(tokio::time::timeout(LAST, farewell)).await;
         } else {
             carriage.down.reset_on_close();
         }

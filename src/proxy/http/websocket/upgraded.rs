@@ -13,7 +13,7 @@ use crate::{
         connect::Upstream,
         http::{dispatch::Destination, record::RequestRecord},
         record::ConnectionRecord,
-        registry::{self, Leaving, Ticket},
+        registry::{self, Leaving, Passage, Ticket},
         relay::Side,
     },
 };
@@ -65,9 +65,11 @@ impl WebSocket {
             ticket.goes_to(home, self.key);
         }
         ticket.is_tunnel(&self.cluster, home, self.key, self.known);
-        if client.descriptor().is_some() && self.upstream.descriptor().is_some() {
-            ticket.can_be_carried().await;
-        }
+        let sides = (client.descriptor(), self.upstream.descriptor());
+        ticket.passes(match sides {
+            (Some(_), Some(_)) => Passage::Now,
+            _ => Passage::Never,
+        });
         let farewell = ticket.farewell();
         if let Some((at, why)) = self.leaves {
             farewell.say(at, why);
@@ -81,7 +83,7 @@ impl WebSocket {
             };
             let sides = (&mut *client, &mut self.upstream);
             if let Some(end) = self.tunnel.run(sides, conduct).await {
-                ticket.cannot_be_carried();
+                ticket.passes(Passage::Later);
                 return self.record.tunnelled(end);
             }
             let saved = self.saved(farewell.said());
@@ -89,7 +91,7 @@ impl WebSocket {
             registry::offer(carried);
             registry::thawed().await;
             // The upgrade did not come.
-            Carried::stay(&*client, &self.upstream);
+            Carried::stay([client.descriptor(), self.upstream.descriptor()]);
         }
     }
 }

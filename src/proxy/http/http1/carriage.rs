@@ -1,0 +1,275 @@
+//! One request on its way: finds its home, and carries it and its response.
+
+use std::{mem, sync::Arc};
+
+use tokio::time::Instant;
+
+use super::{Next, saved::Ongoing, write_refusal};
+use crate::proxy::{
+    carried::Carried,
+    connect::Search,
+    connection::{Connection, Open},
+    http::{
+        answer::Answer,
+        backend::Backend,
+        buffers,
+        client::Client,
+        dispatch::Destination,
+        exchange::{End, Exchange, Upload},
+        head::Version,
+        out::Out,
+        record::{Outcome, RequestRecord},
+        request::Terms,
+        websocket::{Tunnel, WebSocket},
+    },
+    record::{CloseReason, Traffic},
+    registry::{self, Passage},
+    relay::Side as _,
+    secure::Downstream,
+};
+
+/// One request on its way, and what it needs.
+pub(super) struct Carriage<'a, D: Downstream> {
+    pub(super) client: &'a mut Client<Open<D>>,
+    pub(super) connection: &'a Connection,
+    pub(super) record: RequestRecord,
+    pub(super) terms: Terms,
+    pub(super) upload: Upload,
+}
+
+/// One attempt with one backend.
+#[derive(Debug)]
+pub(super) struct Trial {
+    pub(super) backend: Backend,
+    pub(super) answer: Answer,
+    /// The backend's connection carried a request before.
+    pub(super) is_reused: bool,
+    /// The request may be sent once more.
+    pub(super) may_retry: bool,
+    /// Until when something has to happen, where it has begun in an earlier image of the program.
+    pub(super) until: Option<Instant>,
+}
+
+/// How it ended.
+enum Attempt {
+    Over(Next),
+    /// The request can be sent once more.
+    Again(Out, bool),
+    /// Both sides speak another protocol now.
+    Switched(Box<Backend>),
+}
+
+impl<D: Downstream> Carriage<'_, D> {
+    /// Finds the request's home, and carries request and response.
+    pub(super) async fn run(self, destination: &Destination, out: Out) -> Next {
+        let may_retry = self.terms.is_idempotent && self.terms.framing.is_empty();
+        let is_plain = self.terms.websocket.is_none();
+        let mut search = destination.search(self.connection.record.listener().holds, is_plain);
+        self.run_with(destination, &mut search, (out, may_retry))
+            .await
+    }
+
+    /// Goes on where an earlier image of the program has stood still.
+    pub(super) async fn go_on(mut self, destination: &Destination, trial: Trial) -> Next {
+        let mut search = destination.search(self.connection.record.listener().holds, false);
+        match self.attempt(destination, trial).await {
+            Attempt::Over(next) => next,
+            Attempt::Switched(backend) => self.becomes_tunnel(destination, *backend),
+            Attempt::Again(out, is_reused) => match self.fails(&mut search, is_reused) {
+                Some(next) => next,
+                None => self.run_with(destination, &mut search, (out, false)).await,
+            },
+        }
+    }
+
+    async fn run_with(
+        mut self,
+        destination: &Destination,
+        search: &mut Search<'_>,
+        (mut out, mut may_retry): (Out, bool),
+    ) -> Next {
+        loop {
+            let ticket = &self.connection.ticket;
+            let connected = tokio::select! {
+                biased;
+                connected = search.connect(&mut self.record.journey) => connected,
+                () = async {
+                    ticket.is_busy(Passage::after(&self.client.stream));
+                    self.client.gone().await;
+                } => return self.end(Outcome::CLIENT_GONE),
+            };
+            let connected = match connected {
+                Ok(connected) => connected,
+                Err(reason) => return self.unreached(reason),
+            };
+            let home = self.record.journey.home.as_ref();
+            let lesson = home.map(|home| destination.lesson(home));
+            let trial = Trial {
+                backend: Backend::new(connected.upstream, out),
+                answer: Answer::new(&self.terms, lesson.unwrap_or_default()),
+                is_reused: connected.is_reused,
+                may_retry,
+                until: None,
+            };
+            match self.attempt(destination, trial).await {
+                Attempt::Over(next) => return next,
+                Attempt::Switched(backend) => return self.becomes_tunnel(destination, *backend),
+                Attempt::Again(again, is_reused) => {
+                    if let Some(next) = self.fails(search, is_reused) {
+                        return next;
+                    }
+                    out = again;
+                }
+            }
+            may_retry = false;
+        }
+    }
+
+    /// A backend failed this request, which is to be sent once more; gives what comes if it cannot be.
+    fn fails(&mut self, search: &mut Search<'_>, is_reused: bool) -> Option<Next> {
+        search.reuse(false);
+        let home = self.record.journey.home.take().filter(|_| !is_reused)?;
+        let noted = search.note_failure(Arc::clone(&home.slot().name));
+        noted
+            .is_err()
+            .then(|| self.answer(502, Outcome::new("backend", "gone")))
+    }
+
+    async fn attempt(&mut self, destination: &Destination, trial: Trial) -> Attempt {
+        let Trial {
+            mut backend,
+            mut answer,
+            is_reused,
+            may_retry,
+            until,
+        } = trial;
+        let Some(home) = &self.record.journey.home else {
+            return Attempt::Over(match answer.status {
+                0 => self.answer(503, Outcome::new("proxy", "no_backend")),
+                _ => self.end(Outcome::CUT),
+            });
+        };
+        self.connection.ticket.goes_to(home, destination.key());
+        let extra = destination.extra(&self.record.id, home);
+        let mut exchange = Exchange {
+            client: self.client,
+            backend: &mut backend,
+            terms: &self.terms,
+            extra: &extra,
+            upload: &mut self.upload,
+            answer: &mut answer,
+            ticket: &self.connection.ticket,
+            timeouts: &self.connection.settings.config.timeouts,
+            response: destination.response_timeout(),
+            until,
+        };
+        let end = loop {
+            if let Some(end) = exchange.run().await {
+                break end;
+            }
+            let ongoing = Ongoing::of(&self.record, destination, &exchange, (is_reused, may_retry));
+            registry::offer(ongoing.carried(&self.connection.record, &exchange));
+            registry::thawed().await;
+            // The upgrade did not come.
+            Carried::stay([
+                exchange.client.stream.descriptor(),
+                exchange.backend.stream.descriptor(),
+            ]);
+        };
+        self.record.status = answer.status;
+        self.record.traffic = Traffic {
+            up: self.upload.bytes,
+            down: answer.bytes,
+        };
+        if end.is_failure(is_reused) || destination.is_failure(answer.status, &self.terms) {
+            home.failed();
+        }
+        match end {
+            End::BackendGone if may_retry && backend.is_silent() => {
+                backend.out.rewind();
+                Attempt::Again(backend.out, is_reused)
+            }
+            End::Done => {
+                self.record.outcome = Outcome::DONE;
+                let is_whole = self.upload.is_done();
+                if let Some(stream) = backend.into_reusable().filter(|_| is_whole) {
+                    home.keep(stream);
+                }
+                Attempt::Over(match (is_whole, answer.keep_alive) {
+                    (true, true) => Next::Request,
+                    (true, false) => Next::Close,
+                    (false, _) => Next::Linger,
+                })
+            }
+            End::Switched => Attempt::Switched(Box::new(backend)),
+            end => Attempt::Over(self.conclude(end)),
+        }
+    }
+
+    /// The connection has become a WebSocket: leaves behind all that it does not need.
+    fn becomes_tunnel(self, destination: &Destination, mut backend: Backend) -> Next {
+        let client = self.client;
+        let mut from_backend = backend.take_rest();
+        let to_down = mem::take(&mut client.out);
+        let tunnel = Tunnel::new(to_down, &client.input, &from_backend);
+        for early in [&mut client.input, &mut from_backend] {
+            early.clear();
+            buffers::release(early);
+        }
+        Next::WebSocket(Box::new(WebSocket::new(
+            self.record,
+            backend.into_stream(),
+            tunnel,
+            destination,
+        )))
+    }
+
+    fn conclude(&mut self, end: End) -> Next {
+        match end {
+            End::Done | End::Switched => self.end(Outcome::DONE),
+            End::ClientGone => self.end(Outcome::CLIENT_GONE),
+            End::Refused(refusal) if self.record.status == 0 => {
+                self.record.refused(refusal);
+                write_refusal(self.client, &self.record, self.terms.is_head, false);
+                Next::Linger
+            }
+            End::Refused(refusal) => self.end(Outcome::new("client", refusal.why)),
+            End::BackendGone => self.answer(502, Outcome::new("backend", "gone")),
+            End::NotHttp => self.answer(502, Outcome::new("backend", "not_http")),
+            End::ResponseTimeout => self.answer(504, Outcome::new("backend", "response_timeout")),
+            End::SlowClient => self.end(Outcome::new("client", "slow")),
+            End::Idle => self.end(Outcome::new("proxy", "idle_timeout")),
+            End::Broken => self.end(Outcome::new("backend", "broken")),
+        }
+    }
+
+    /// Ends the connection too. Nobody shall take a response that broke off for one that is
+    /// complete, so it is reset.
+    fn end(&mut self, outcome: Outcome) -> Next {
+        self.record.outcome = outcome;
+        self.client.stream.reset_on_close();
+        Next::Gone
+    }
+
+    /// No backend could be reached.
+    fn unreached(&mut self, reason: CloseReason) -> Next {
+        let status = match reason {
+            CloseReason::ConnectFailed => 502,
+            _ => 503,
+        };
+        self.answer(status, Outcome::new(reason.by(), reason.as_str()))
+    }
+
+    /// Answers in place of the backend.
+    fn answer(&mut self, status: u16, outcome: Outcome) -> Next {
+        self.record.status = status;
+        self.record.outcome = outcome;
+        let keep_alive =
+            self.terms.keep_alive && self.terms.version == Version::Http11 && self.upload.is_done();
+        write_refusal(self.client, &self.record, self.terms.is_head, keep_alive);
+        match keep_alive {
+            true => Next::Request,
+            false => Next::Linger,
+        }
+    }
+}
