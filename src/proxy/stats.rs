@@ -217,7 +217,12 @@ mod tests {
             found += 1;
             assert_ne!(end_of(by, reason), ENDS.len() - 1, "{by}, {reason}");
         };
-        for file in ["refusal.rs", "http1.rs", "stream.rs", "websocket/tunnel.rs"] {
+        for file in [
+            "refusal.rs",
+            "http1/carriage.rs",
+            "stream.rs",
+            "websocket/tunnel.rs",
+        ] {
             let text = fs::read_to_string(folder.join(file)).unwrap();
             for (_, rest) in text
                 .match_indices("Outcome::new(\"")

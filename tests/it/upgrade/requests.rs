@@ -112,9 +112,9 @@ async fn answer(mut peer: Peer, mut news: watch::Receiver<usize>, polls: Arc<Ato
                 whole(&mut peer, format!("0{{\"sid\":\"id-{seed}\"}}").as_bytes()).await
             }
             "large" => whole(&mut peer, &bytes(seed, LARGE)).await,
-            "chunks" => pieces(&mut peer, seed, &mut news, true).await,
+            "chunks" => pieces(&mut peer, seed, &news, true).await,
             "close" => {
-                pieces(&mut peer, seed, &mut news, false).await.unwrap();
+                pieces(&mut peer, seed, &news, false).await.unwrap();
                 return;
             }
             "up" => {
@@ -141,7 +141,7 @@ async fn whole(peer: &mut Peer, body: &[u8]) -> std::io::Result<()> {
 async fn pieces(
     peer: &mut Peer,
     seed: u64,
-    news: &mut watch::Receiver<usize>,
+    news: &watch::Receiver<usize>,
     is_chunked: bool,
 ) -> std::io::Result<()> {
     let coding = match is_chunked {
