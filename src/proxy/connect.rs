@@ -46,6 +46,8 @@ pub(super) struct Search<'a> {
     tried: Tried,
     /// Connections that carried a request before will do.
     may_reuse: bool,
+    /// What is there already is not waited for.
+    at_once: bool,
 }
 
 /// What was tried for a client in vain.
@@ -92,6 +94,7 @@ impl<'a> Search<'a> {
                 ..Tried::default()
             },
             may_reuse: false,
+            at_once: false,
         }
     }
 
@@ -103,6 +106,12 @@ impl<'a> Search<'a> {
     /// Whether connections that carried a request before will do.
     pub(super) const fn reuse(&mut self, may: bool) {
         self.may_reuse = may;
+    }
+
+    /// Has a connection that is there already without waiting for its event, at the price of another
+    /// system call: worth it where each client gets one of its own.
+    pub(super) const fn at_once(&mut self) {
+        self.at_once = true;
     }
 
     /// Goes on with what was tried before.
@@ -216,7 +225,7 @@ impl<'a> Search<'a> {
         }
         let began = Instant::now();
         let deadline = began + snapshot.config.connect_timeout;
-        let mut opened = open(&backend.address, deadline).await;
+        let mut opened = open(&backend.address, self.at_once, deadline).await;
         if wants_tls {
             let (slot, address) = (&entry.slot.name, &backend.address);
             let encrypted = encrypt(self.cluster, slot, opened, address, deadline);

@@ -302,6 +302,7 @@ impl Connection {
             key_of_address(self.record.client().ip(), &snapshot.config.affinity)
         };
         let mut search = Search::new(&settings.cluster, key, self.record.listener().holds);
+        search.at_once();
         search.after(tried);
         // A client that goes while it waits for a backend shall not be waited for. The search is kept
         // for as long as it takes only: others than a link may last in this same future.

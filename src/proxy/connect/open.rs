@@ -12,9 +12,13 @@ use tokio::{
 use super::{RETRY, Upstream};
 use crate::{cluster::Cluster, config::Address, proxy::bind, tls::BackendTlsError};
 
-/// Connects by a deadline. What is there already is not waited for: over loopback, and by a Unix socket,
-/// all is done when connect(2) returns.
-pub(super) async fn open(address: &Address, deadline: Instant) -> io::Result<Upstream> {
+/// Connects by a deadline. Who is to have it `at_once` does not wait for what is there already: over
+/// loopback, and by a Unix socket, all is done when connect(2) returns.
+pub(super) async fn open(
+    address: &Address,
+    at_once: bool,
+    deadline: Instant,
+) -> io::Result<Upstream> {
     let stream = match address {
         Address::Unix(path) => match connect_unix(path) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -25,8 +29,8 @@ pub(super) async fn open(address: &Address, deadline: Instant) -> io::Result<Ups
             }
             connected => return connected.map(Upstream::Unix),
         },
-        Address::Tcp(to) => connect(*to, None)?,
-        Address::Probe { to, from } => connect(*to, Some((*from, 0).into()))?,
+        Address::Tcp(to) => connect(*to, None, at_once)?,
+        Address::Probe { to, from } => connect(*to, Some((*from, 0).into()), at_once)?,
     };
     match stream {
         Begun::Done(stream) => Ok(Upstream::Tcp(stream)),
@@ -45,7 +49,7 @@ enum Begun {
     UnderWay(TcpStream),
 }
 
-fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<Begun> {
+fn connect(to: SocketAddr, from: Option<SocketAddr>, at_once: bool) -> io::Result<Begun> {
     let kind = Type::STREAM.nonblocking();
     let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))?;
     if let Some(from) = from {
@@ -60,7 +64,7 @@ fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<Begun> {
     }
     let to = to.into();
     let mut connected = socket.connect(&to);
-    if is_local && is_under_way(&connected) {
+    if at_once && is_local && is_under_way(&connected) {
         // It says so before it looks at the answer, which came while it asked.
         connected = socket.connect(&to);
     }
