@@ -34,7 +34,7 @@
 //! `proxy/http/dispatch.rs` decides, on what only HTTP knows →
 //! `proxy/connect.rs` finds the backend, or a kept connection to it → `proxy/http/exchange.rs` carries
 //! both ways, with `proxy/http/lesson.rs` looking on → `proxy/http/record.rs`. `proxy/http/http1.rs` is that line as code;
-//! `proxy/http/stream.rs` is the same for a stream of HTTP/2, which hyper reads. A WebSocket becomes
+//! `proxy/http/stream.rs` is the same for a stream of HTTP/2, which h2 reads. A WebSocket becomes
 //! a tunnel, `proxy/http/websocket/`.
 //!
 //! # The life of a worker

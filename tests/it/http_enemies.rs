@@ -179,6 +179,22 @@ async fn a_connection_on_which_nothing_is_asked_ends() {
     }
 }
 
+/// Between its requests a connection has more time than for its first one.
+#[tokio::test]
+async fn a_connection_that_has_asked_is_kept() {
+    const KEPT: Duration = Duration::from_millis(700);
+    let timeouts = "timeouts = { header = \"100ms\", keepalive = \"700ms\" }";
+    let front = Front::start(timeouts, "").await;
+    let mut driver = JoinSet::new();
+    let mut sender = http2(&front, &mut driver).await;
+    let answer = "HTTP/1.1 204 No Content\r\n\r\n";
+    let asked = Instant::now();
+    let response = answered(&front, answer, sender.send_request(get())).await;
+    assert_eq!(response.unwrap().status(), 204);
+    soon("the end", driver.join_next()).await;
+    assert!(asked.elapsed() >= KEPT, "{:?}", asked.elapsed());
+}
+
 /// A length where there must be none (RFC 9110 §8.6) has some clients wait for it, and others end
 /// the connection; where there is a body as well, none of it is the next response.
 #[tokio::test]

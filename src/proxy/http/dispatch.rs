@@ -231,7 +231,10 @@ impl Extra<'_> {
 
     /// As headers of HTTP/2, beside those of a backend's response of this status.
     pub(super) fn insert(&self, status: u16, headers: &mut HeaderMap) {
-        if let Ok(id) = HeaderValue::from_str(self.id) {
+        if let Ok(mut id) = HeaderValue::from_str(self.id) {
+            // No other response has it: it would only fill the table of fields that come again
+            // (RFC 7541 §2.3.2), and be compared with all that are in there.
+            id.set_sensitive(true);
             headers.insert(HeaderName::from_static("x-request-id"), id);
         }
         let cookie = self.cookie.as_deref().map(HeaderValue::from_str);

@@ -1,40 +1,38 @@
-//! A client's HTTP/2 connection (RFC 9113), as hyper reads it: many requests at once.
+//! A client's HTTP/2 connection (RFC 9113), as h2 reads it: many requests at once.
+
+mod heard;
+mod pulse;
+mod requests;
 
 use std::{
-    convert::Infallible,
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
+    future::poll_fn,
+    sync::Arc,
+    task::{Poll, ready},
     time::Duration,
 };
 
-use http::Request as HttpRequest;
-use hyper::{
-    body::Incoming,
-    rt::Executor,
-    server::conn::http2::{Builder, Connection},
-    service::{HttpService, service_fn},
+use bytes::Bytes;
+use h2::{
+    RecvStream,
+    server::{Builder, Connection, SendResponse},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{Notify, oneshot},
-    time::timeout,
-};
+use tokio::time::{Instant, timeout};
 
+use self::{
+    heard::Heard,
+    pulse::Pulse,
+    requests::{RequestGuard, Requests},
+};
 use super::{
     super::{
-        listener::Listener,
         registry::{self, Farewell},
         relay::Side,
     },
-    stream::{self, Answered, Body},
+    deadline::Deadline,
+    stream,
     visitor::Visitor,
 };
-use crate::config;
+use crate::config::{Limits, Timeouts};
 
 /// What a client's connection begins with when it speaks HTTP/2 (RFC 9113 §3.4), as far as it
 /// looks like the head of a request.
@@ -43,9 +41,6 @@ pub(super) const PREFACE_HEAD: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 /// Requests that the client gave up before they were looked at, beyond which it is an attack
 /// (CVE-2023-44487).
 const MAX_RESET_STREAMS: usize = 64;
-/// Between two signs of life that a client is asked for, and what it gets for one.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// What the client may send of each body before it is taken, and of all of them.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -62,206 +57,128 @@ pub(super) async fn serve<S: Side>(
     farewell: Farewell,
 ) -> u64 {
     let config = &visitor.settings.config;
-    let requests = Arc::new(Requests::default());
-    let service = service_fn(|request: HttpRequest<Incoming>| {
-        let answered = start(Arc::clone(visitor), request, requests.begin());
-        async { Ok::<_, Infallible>(answered.await.unwrap_or_else(|_| stream::cut())) }
-    });
-    let head_bytes = u32::try_from(config.limits.head_bytes).unwrap_or(u32::MAX);
-    let mut builder = Builder::new(OnThisThread(Arc::clone(&visitor.listener)));
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(config.limits.streams)
-        .max_header_list_size(head_bytes)
-        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
-        .max_local_error_reset_streams(MAX_RESET_STREAMS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .auto_date_header(false)
-        .enable_connect_protocol();
-    let io = TokioIo::new(Rewound { early, stream });
-    let connection = pin!(builder.serve_connection(io, service));
-    drive(connection, config, &requests, &farewell).await;
+    let requests = Arc::new(Requests::new(Instant::now()));
+    let (stream, heard) = Heard::new(early, stream);
+    let handshake = builder(&config.limits).handshake(stream);
+    let Ok(Ok(mut connection)) = timeout(config.timeouts.header, handshake).await else {
+        return 0;
+    };
+    let driver = Driver {
+        visitor,
+        timeouts: &config.timeouts,
+        pulse: Pulse::new(heard, connection.ping_pong(), Instant::now()),
+        connection,
+        requests: &requests,
+    };
+    driver.drive(&farewell).await;
     // Their streams are gone, which each of them notices.
     let _stuck = timeout(LAST, requests.none_open()).await;
     requests.total()
 }
 
-/// Drives a connection until it is over, or until nothing was asked on it for long.
-async fn drive<C>(
-    mut connection: Pin<&mut C>,
-    config: &config::Listener,
-    requests: &Requests,
-    farewell: &Farewell,
-) where
-    C: Graceful,
-{
-    let mut patience = config.timeouts.header;
-    let mut is_leaving = false;
-    loop {
-        let idle = requests.idle_for(patience);
-        tokio::select! {
-            biased;
-            _over = connection.as_mut() => return,
-            _ = farewell.wait(), if !is_leaving => {
-                is_leaving = true;
-                connection.as_mut().say_goodbye();
-                continue;
+fn builder(limits: &Limits) -> Builder {
+    let head_bytes = u32::try_from(limits.head_bytes).unwrap_or(u32::MAX);
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(head_bytes)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(Some(MAX_RESET_STREAMS))
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol();
+    builder
+}
+
+/// Drives a connection.
+struct Driver<'a, S: Side> {
+    visitor: &'a Arc<Visitor>,
+    timeouts: &'a Timeouts,
+    connection: Connection<Heard<S>, Bytes>,
+    pulse: Pulse,
+    requests: &'a Arc<Requests>,
+}
+
+/// Why a connection is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GivenUp {
+    /// Nothing was asked on it for long.
+    Idle,
+    /// Nobody is there.
+    Dead,
+}
+
+impl<S: Side> Driver<'_, S> {
+    /// Until the connection is over, or until nothing was asked on it for long.
+    async fn drive(mut self, farewell: &Farewell) {
+        let mut clock = Deadline::new(Instant::now() + self.timeouts.header);
+        let mut is_leaving = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.accept() => return,
+                _ = farewell.wait(), if !is_leaving => {
+                    is_leaving = true;
+                    self.connection.graceful_shutdown();
+                }
+                () = poll_fn(|cx| clock.poll(cx)) => match self.look(Instant::now()) {
+                    Ok(next) => clock.set(next),
+                    Err(GivenUp::Dead) => return,
+                    Err(GivenUp::Idle) => {
+                        self.connection.graceful_shutdown();
+                        let _over = timeout(self.timeouts.header, self.accept()).await;
+                        return;
+                    }
+                },
             }
-            () = idle => {}
         }
-        patience = config.timeouts.keepalive;
-        if requests.open() == 0 {
-            connection.as_mut().say_goodbye();
-            let _over = timeout(config.timeouts.header, connection).await;
-            return;
+    }
+
+    /// Starts the requests that come, until the connection is over.
+    async fn accept(&mut self) {
+        poll_fn(|cx| {
+            while let Some(Ok((request, respond))) = ready!(self.connection.poll_accept(cx)) {
+                start(
+                    Arc::clone(self.visitor),
+                    request,
+                    respond,
+                    self.requests.begin(),
+                );
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Looks after the connection; when to do so again.
+    fn look(&mut self, now: Instant) -> Result<Instant, GivenUp> {
+        let patience = match self.requests.total() {
+            0 => self.timeouts.header,
+            _ => self.timeouts.keepalive,
+        };
+        let due = self.requests.idle_since().unwrap_or(now) + patience;
+        if due <= now {
+            return Err(GivenUp::Idle);
         }
+        let next = self.pulse.look(now).ok_or(GivenUp::Dead)?;
+        Ok(due.min(next))
     }
 }
 
-/// A connection that can be asked to end when its requests have (GOAWAY).
-trait Graceful: Future {
-    fn say_goodbye(self: Pin<&mut Self>);
-}
-
-impl<I, S> Graceful for Connection<I, S, OnThisThread>
-where
-    S: HttpService<Incoming, ResBody = Body>,
-    S::Future: Send + 'static,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-{
-    fn say_goodbye(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
-/// Hands a request to a task of its own. When the client gives the request up, the receiver is
-/// dropped, which the task notices.
+/// Hands a request to a task of its own, which notices when the client gives it up.
 fn start(
     visitor: Arc<Visitor>,
-    request: HttpRequest<Incoming>,
+    request: http::Request<RecvStream>,
+    respond: SendResponse<Bytes>,
     guard: RequestGuard,
-) -> oneshot::Receiver<Answered> {
-    let (answer, answered) = oneshot::channel();
-    let listener = Arc::clone(&visitor.listener);
-    registry::spawn(listener, |ticket| async move {
-        let _guard = guard;
-        stream::serve(&visitor, request, answer, &ticket).await;
+) {
+    registry::spawn(Arc::clone(&visitor.listener), |ticket| {
+        // Large: in a box of its own, the runtime moves it about no more.
+        Box::pin(async move {
+            let mut deadline = guard.deadline();
+            stream::serve(&visitor, request, respond, &mut deadline, &ticket).await;
+            guard.leave(deadline);
+        })
     });
-    answered
-}
-
-/// Counts the requests of a connection.
-#[derive(Debug, Default)]
-struct Requests {
-    open: AtomicUsize,
-    total: AtomicUsize,
-    none_open: Notify,
-}
-
-/// One open request.
-struct RequestGuard(Arc<Requests>);
-
-impl Requests {
-    fn begin(self: &Arc<Self>) -> RequestGuard {
-        self.open.fetch_add(1, Relaxed);
-        self.total.fetch_add(1, Relaxed);
-        RequestGuard(Arc::clone(self))
-    }
-
-    fn open(&self) -> usize {
-        self.open.load(Relaxed)
-    }
-
-    fn total(&self) -> u64 {
-        self.total.load(Relaxed) as u64
-    }
-
-    async fn none_open(&self) {
-        loop {
-            let ended = self.none_open.notified();
-            if self.open() == 0 {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    /// Waits until no request has been open for this long.
-    async fn idle_for(&self, patience: Duration) {
-        loop {
-            let before = self.total();
-            self.none_open().await;
-            tokio::time::sleep(patience).await;
-            if self.open() == 0 && self.total() == before {
-                return;
-            }
-        }
-    }
-}
-
-impl Drop for RequestGuard {
-    fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Relaxed) == 1 {
-            self.0.none_open.notify_waiters();
-        }
-    }
-}
-
-/// Runs what hyper has to run beside the connection, on the same thread, owned like connections.
-#[derive(Clone, Debug)]
-struct OnThisThread(Arc<Listener>);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OnThisThread {
-    fn execute(&self, future: F) {
-        registry::spawn(Arc::clone(&self.0), |ticket| async move {
-            let _open = ticket;
-            future.await;
-        });
-    }
-}
-
-/// A stream of which something was read already.
-#[derive(Debug)]
-struct Rewound<S> {
-    early: Vec<u8>,
-    stream: S,
-}
-
-impl<S: Side> AsyncRead for Rewound<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if self.early.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let len = self.early.len().min(buf.remaining());
-        buf.put_slice(&self.early[..len]);
-        self.early.drain(..len);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: Side> AsyncWrite for Rewound<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

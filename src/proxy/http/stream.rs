@@ -1,39 +1,22 @@
 //! One request of an HTTP/2 connection: a task of its own, which speaks HTTP/1.1 to the backend
-//! and hands the response to hyper piece by piece.
+//! and hands the response to h2 piece by piece.
 
+mod duplex;
 mod exchange;
+mod reply;
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
-use futures_util::FutureExt as _;
-use http::{
-    HeaderName, HeaderValue, Request as HttpRequest, Response as HttpResponse, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
-    request::Parts,
+use self::{
+    duplex::Duplex,
+    exchange::{Download, Exchange, Upload},
+    reply::Reply,
 };
-use hyper::{
-    body::{Body as _, Bytes, Frame, Incoming},
-    ext::Protocol,
-    upgrade::{OnUpgrade, Upgraded},
-};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
-use tokio_util::sync::PollSender;
-
-use self::exchange::{Download, Exchange, Upload};
 use super::{
     super::{
         connect::Connected,
         record::{CloseReason, Traffic},
         registry::Ticket,
-        relay::Side,
     },
     backend::Backend,
     body::Encoder,
@@ -48,47 +31,23 @@ use super::{
     visitor::Visitor,
     websocket::{Conduct, Tunnel},
 };
+use bytes::Bytes;
+use h2::{RecvStream, ext::Protocol, server::SendResponse};
+use http::{
+    HeaderName, HeaderValue, Method, Request as HttpRequest, Response as HttpResponse, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+    request::Parts,
+};
 
-/// A response as hyper takes it.
-pub(super) type Answered = HttpResponse<Body>;
-
-/// The body of a response: what the request's task sends.
-#[derive(Debug)]
-pub(super) struct Body(Option<mpsc::Receiver<Result<Frame<Bytes>, Broken>>>);
-
-/// The response broke off: the client's stream is reset.
-#[derive(Debug, thiserror::Error)]
-#[error("the response broke off")]
-pub(super) struct Broken;
-
-impl hyper::body::Body for Body {
-    type Data = Bytes;
-    type Error = Broken;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        match &mut self.get_mut().0 {
-            Some(frames) => frames.poll_recv(cx),
-            None => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-}
-
-/// Carries one request. `answer` is dropped when the client gives it up.
+/// Carries one request.
 pub(super) async fn serve(
     visitor: &Visitor,
-    request: HttpRequest<Incoming>,
-    answer: oneshot::Sender<Answered>,
+    request: HttpRequest<RecvStream>,
+    respond: SendResponse<Bytes>,
+    deadline: &mut Deadline,
     ticket: &Ticket,
 ) {
-    let mut request = request;
-    let upgrade = hyper::upgrade::on(&mut request);
+    let mut reply = Reply::new(respond);
     let (parts, body) = request.into_parts();
     let mut out = Out::default();
     let (mut record, dispatch) = begin(visitor, &parts, body.is_end_stream(), out.buffer());
@@ -96,10 +55,11 @@ pub(super) async fn serve(
         Ok(dispatch) => dispatch,
         Err(refusal) => {
             record.refused(refusal);
-            let _gone = answer.send(own_answer(&record));
-            return;
+            return answer(&mut reply, &record, parts.method == Method::HEAD);
         }
     };
+    // All that was needed of it is in `out`.
+    drop(parts);
     let upload = Upload {
         encoder: Encoder::new(terms.framing),
         left: visitor
@@ -108,7 +68,7 @@ pub(super) async fn serve(
             .limits
             .body_bytes
             .unwrap_or(u64::MAX),
-        is_done: body.is_end_stream(),
+        is_done: body.is_end_stream() || terms.websocket.is_some(),
         is_broken: false,
         bytes: 0,
         body,
@@ -119,8 +79,8 @@ pub(super) async fn serve(
         record,
         terms,
         upload,
-        answer: Some(answer),
-        upgrade: Some(upgrade),
+        reply,
+        deadline,
     };
     errand.run(&destination, out).await;
 }
@@ -170,17 +130,10 @@ fn begin(
     (record, dispatch)
 }
 
-/// A response of our own: its body names the request and nothing else.
-fn own_answer(record: &RequestRecord) -> Answered {
+/// Answers by itself: the body names the request and nothing else.
+fn answer(reply: &mut Reply, record: &RequestRecord, is_head: bool) {
     let status = record.status;
-    let text = format!(
-        "{status} {}\nrequest {}\n",
-        reason_phrase(status),
-        record.id
-    );
-    let (frames, body) = mpsc::channel(1);
-    let _first = frames.try_send(Ok(Frame::data(Bytes::from(text))));
-    let mut answer = HttpResponse::new(Body(Some(body)));
+    let mut answer = HttpResponse::new(());
     *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = answer.headers_mut();
     headers.insert(
@@ -193,16 +146,10 @@ fn own_answer(record: &RequestRecord) -> Answered {
     if status == 503 {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    answer
-}
-
-/// What a client gets whose request was cut before it was answered: its stream is reset.
-pub(super) fn cut() -> Answered {
-    let (frames, body) = mpsc::channel(1);
-    let _first = frames.try_send(Err(Broken));
-    let mut answer = HttpResponse::new(Body(Some(body)));
-    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    answer
+    let reason = reason_phrase(status);
+    let text = format!("{status} {reason}\nrequest {}\n", record.id);
+    let _gone = reply.head(answer, is_head);
+    let _gone = reply.data(text.into(), true);
 }
 
 /// One request on its way, and what it needs.
@@ -212,9 +159,8 @@ struct Errand<'a> {
     record: RequestRecord,
     terms: Terms,
     upload: Upload,
-    answer: Option<oneshot::Sender<Answered>>,
-    /// The stream, once an extended CONNECT was answered (RFC 8441).
-    upgrade: Option<OnUpgrade>,
+    reply: Reply,
+    deadline: &'a mut Deadline,
 }
 
 impl Errand<'_> {
@@ -224,13 +170,10 @@ impl Errand<'_> {
         let mut search = destination.search(self.visitor.listener.holds, is_plain);
         let mut may_retry = self.terms.is_idempotent && self.upload.is_done;
         loop {
-            let Some(answer) = &mut self.answer else {
-                return;
-            };
             let connected = tokio::select! {
                 biased;
                 connected = search.connect(&mut self.record.journey) => connected,
-                () = answer.closed() => return self.record.outcome = Outcome::CLIENT_GONE,
+                () = self.reply.gone() => return self.record.outcome = Outcome::CLIENT_GONE,
             };
             let connected = match connected {
                 Ok(connected) => connected,
@@ -268,27 +211,21 @@ impl Errand<'_> {
     ) -> Option<Out> {
         let home = self.record.journey.home.as_ref()?;
         self.ticket.goes_to(home, destination.key());
-        let (sender, receiver) = mpsc::channel(1);
-        let closed = sender.clone();
         let mut exchange = Exchange {
             backend: Backend::new(connected.upstream, out),
             terms: &self.terms,
             upload: &mut self.upload,
-            deadline: Deadline::new(Instant::now()),
+            deadline: &mut *self.deadline,
             timeouts: &self.visitor.settings.config.timeouts,
             response: destination.response_timeout(),
-            answer: self.answer.take(),
+            reply: &mut self.reply,
             extra: destination.extra(&self.record.id, home),
-            receiver: Some(receiver),
-            closed: async move { closed.closed().await }.boxed(),
-            frames: PollSender::new(sender),
             download: Download {
                 lesson: destination.lesson(home),
                 ..Download::default()
             },
         };
         let end = exchange.run().await;
-        self.answer = exchange.answer.take();
         let (status, down) = (exchange.download.status, exchange.download.bytes);
         if end.is_failure(connected.is_reused) || destination.is_failure(status, &self.terms) {
             home.failed();
@@ -299,15 +236,13 @@ impl Errand<'_> {
             out.rewind();
             return Some(out);
         }
-        if matches!(
+        let is_broken = matches!(
             end,
             End::Broken | End::Idle | End::SlowClient | End::Refused(_)
-        ) {
+        );
+        if is_broken && !self.reply.is_unsaid() {
             // Nobody shall take a response that broke off for one that is complete.
-            exchange.frames.abort_send();
-            if let Some(frames) = exchange.frames.get_ref() {
-                let _gone = frames.try_send(Err(Broken));
-            }
+            self.reply.reset();
         }
         self.record.status = status;
         self.record.traffic = Traffic {
@@ -330,12 +265,7 @@ impl Errand<'_> {
 
     /// Carries the WebSocket that the stream has become.
     async fn tunnel(&mut self, destination: &Destination, mut backend: Backend) {
-        let Some(upgrade) = self.upgrade.take() else {
-            return;
-        };
-        let within = self.visitor.settings.config.timeouts.header;
-        let Ok(Ok(upgraded)) = tokio::time::timeout(within, upgrade).await else {
-            self.record.outcome = Outcome::CLIENT_GONE;
+        let Some(stream) = self.reply.take_stream() else {
             return;
         };
         let home = self.record.journey.home.as_ref();
@@ -351,7 +281,9 @@ impl Errand<'_> {
             drain: &config.drain,
             farewell: &self.ticket.farewell(),
         };
-        let sides = (&mut TokioIo::new(upgraded), &mut backend.stream);
+        let mut down = Duplex::new(&mut self.upload.body, stream);
+        let sides = (&mut down, &mut backend.stream);
+
         let mut tunnel = Tunnel::new(Out::default(), &[], &from_backend);
         if let Some(end) = tunnel.run(sides, conduct).await {
             self.record.tunnelled(end);
@@ -379,20 +311,9 @@ impl Errand<'_> {
     /// Answers in place of the backend, if nothing was answered yet.
     fn reply(&mut self, status: u16, outcome: Outcome) {
         self.record.outcome = outcome;
-        if let Some(answer) = self.answer.take() {
+        if self.reply.is_unsaid() {
             self.record.status = status;
-            let _gone = answer.send(own_answer(&self.record));
+            answer(&mut self.reply, &self.record, self.terms.is_head);
         }
-    }
-}
-
-impl Side for TokioIo<Upgraded> {
-    const BUFFERS: bool = true;
-
-    /// A stream that is dropped before its end is reset by hyper.
-    fn reset_on_close(&self) {}
-
-    fn was_reset(&self) -> bool {
-        false
     }
 }

@@ -1,24 +1,21 @@
 //! Request and response of one stream, carried both ways at once.
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     mem,
-    pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use futures_util::{FutureExt as _, future::BoxFuture};
-use http::{HeaderName, HeaderValue, Response as HttpResponse, StatusCode, header::CONTENT_LENGTH};
-use hyper::body::{Body as _, Bytes, Frame, Incoming};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response as HttpResponse, StatusCode,
+    header::CONTENT_LENGTH,
 };
-use tokio_util::sync::PollSender;
+use tokio::time::Instant;
 
-use super::{Answered, Body, Broken};
+use super::reply::{Gone, Reply};
 use crate::{
     config::Timeouts,
     proxy::http::{
@@ -37,7 +34,7 @@ use crate::{
 
 /// The request's body on its way.
 pub(super) struct Upload {
-    pub(super) body: Incoming,
+    pub(super) body: RecvStream,
     pub(super) encoder: Encoder,
     /// Bytes that may still come.
     pub(super) left: u64,
@@ -52,27 +49,24 @@ pub(super) struct Exchange<'a> {
     pub(super) backend: Backend,
     pub(super) terms: &'a Terms,
     pub(super) upload: &'a mut Upload,
-    pub(super) deadline: Deadline,
+    pub(super) deadline: &'a mut Deadline,
     pub(super) timeouts: &'a Timeouts,
     /// For the response to begin.
     pub(super) response: Option<Duration>,
     pub(super) extra: Extra<'a>,
-    pub(super) answer: Option<oneshot::Sender<Answered>>,
-    /// Goes to hyper with the head.
-    pub(super) receiver: Option<mpsc::Receiver<Result<Frame<Bytes>, Broken>>>,
-    /// Ready when hyper has dropped the response.
-    pub(super) closed: BoxFuture<'static, ()>,
-    pub(super) frames: PollSender<Result<Frame<Bytes>, Broken>>,
+    pub(super) reply: &'a mut Reply,
     pub(super) download: Download,
 }
 
 /// What the backend said that is not handed on yet.
 #[derive(Default)]
 pub(super) struct Download {
-    pub(super) head: Option<HttpResponse<bool>>,
-    /// Of the body, what came with the present read: one frame, in however many pieces it was.
+    pub(super) head: Option<HttpResponse<()>>,
+    /// Of the body, what came with the present read: one piece, in however many it was.
     pub(super) text: Vec<u8>,
-    pub(super) queue: VecDeque<Frame<Bytes>>,
+    pub(super) trailers: Option<HeaderMap>,
+    /// No more comes.
+    pub(super) is_over: bool,
     pub(super) lesson: Lesson,
     pub(super) status: u16,
     pub(super) bytes: u64,
@@ -89,15 +83,11 @@ impl Exchange<'_> {
             (
                 this.upload.bytes,
                 this.download.bytes,
-                this.answer.is_some(),
+                this.reply.is_unsaid(),
             )
         };
         let before = progress(self);
-        let gone = match &mut self.answer {
-            Some(answer) => answer.poll_closed(cx),
-            None => self.closed.poll_unpin(cx),
-        };
-        if gone.is_ready() {
+        if self.reply.poll_gone(cx).is_ready() {
             return Poll::Ready(End::ClientGone);
         }
         if let Err(end) = self.poll_upload(cx) {
@@ -115,7 +105,7 @@ impl Exchange<'_> {
     /// How long the present state may last, and what it is called when it lasted longer.
     fn patience(&self) -> (Duration, End) {
         let timeouts = self.timeouts;
-        if !self.download.queue.is_empty() {
+        if !self.download.text.is_empty() {
             (timeouts.body, End::SlowClient)
         } else if self.backend.has_begun() {
             (timeouts.idle.unwrap_or(NEVER), End::Idle)
@@ -137,14 +127,18 @@ impl Exchange<'_> {
                 Poll::Ready(Err(_)) => upload.is_broken = true,
                 Poll::Pending => return Ok(()),
             }
-            if upload.is_done || self.terms.websocket.is_some() {
+            if upload.is_done {
                 return Ok(());
             }
-            match Pin::new(&mut upload.body).poll_frame(cx) {
+            match upload.body.poll_data(cx) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Some(Ok(frame))) => upload.take(cx, backend, frame)?,
+                Poll::Ready(Some(Ok(data))) => upload.take(cx, backend, &data)?,
                 Poll::Ready(Some(Err(_))) => return Err(End::ClientGone),
-                Poll::Ready(None) => upload.end(backend, &[]),
+                Poll::Ready(None) => match upload.body.poll_trailers(cx) {
+                    Poll::Pending => return Ok(()),
+                    Poll::Ready(Ok(trailers)) => upload.end(backend, trailers.as_ref()),
+                    Poll::Ready(Err(_)) => return Err(End::ClientGone),
+                },
             }
         }
         Ok(())
@@ -152,44 +146,54 @@ impl Exchange<'_> {
 
     fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            while !self.download.queue.is_empty() {
-                if ready!(self.frames.poll_reserve(cx)).is_err() {
-                    return Poll::Ready(End::ClientGone);
-                }
-                if let Some(frame) = self.download.queue.pop_front()
-                    && self.frames.send_item(Ok(frame)).is_err()
-                {
-                    return Poll::Ready(End::ClientGone);
-                }
+            if let Err(Gone) = ready!(self.poll_hand_on(cx)) {
+                return Poll::Ready(End::ClientGone);
             }
             let read = self
                 .backend
                 .poll_response(cx, self.terms, &mut self.download);
-            self.download.end_frame();
-            if let Some(head) = self.download.head.take()
-                && !self.answer(head)
-            {
-                return Poll::Ready(End::ClientGone);
-            }
-            match ready!(read) {
-                Ok(true) if self.download.status == 101 => return Poll::Ready(End::Switched),
-                Ok(true) if self.download.queue.is_empty() => return Poll::Ready(End::Done),
-                Ok(_) => {}
+            let is_whole = match ready!(read) {
+                Ok(is_whole) => is_whole,
                 Err(_) if self.download.status != 0 => return Poll::Ready(End::Broken),
                 Err(Failure::Gone) => return Poll::Ready(End::BackendGone),
                 Err(Failure::NotHttp) => return Poll::Ready(End::NotHttp),
+            };
+            if is_whole && self.download.is_handed_on() {
+                return Poll::Ready(match self.download.status {
+                    101 => End::Switched,
+                    _ => End::Done,
+                });
             }
         }
     }
 
-    /// Hands the head on; false when nobody wants it any more.
-    fn answer(&mut self, head: HttpResponse<bool>) -> bool {
-        let receiver = self.receiver.take();
-        let mut answer = head.map(|has_body| Body(receiver.filter(|_| has_body)));
-        self.extra
-            .insert(self.download.status, answer.headers_mut());
-        let sender = self.answer.take();
-        sender.is_some_and(|sender| sender.send(answer).is_ok())
+    /// Hands on what came, as far as the client takes it.
+    fn poll_hand_on(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        let download = &mut self.download;
+        let head = download.head.take();
+        let is_first = head.is_some();
+        if let Some(mut head) = head {
+            self.extra.insert(download.status, head.headers_mut());
+            let is_all =
+                download.is_over && download.text.is_empty() && download.trailers.is_none();
+            self.reply.head(head, is_all)?;
+        }
+        if !download.text.is_empty() {
+            // What came with the head goes with it, in one write; h2 keeps what is too much.
+            if !is_first {
+                ready!(self.reply.poll_room(cx))?;
+            }
+            let text = mem::take(&mut download.text);
+            let is_last = download.is_over && download.trailers.is_none();
+            self.reply.data(text.into(), is_last)?;
+        }
+        if download.is_over && !self.reply.is_over() {
+            match download.trailers.take() {
+                Some(trailers) => self.reply.trailers(trailers)?,
+                None => self.reply.data(Bytes::new(), true)?,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -198,62 +202,51 @@ impl Upload {
         &mut self,
         cx: &mut Context<'_>,
         backend: &mut Backend,
-        frame: Frame<Bytes>,
+        data: &[u8],
     ) -> Result<(), End> {
-        let frame = match frame.into_data() {
-            Ok(data) => {
-                let len = data.len() as u64;
-                self.left = self
-                    .left
-                    .checked_sub(len)
-                    .ok_or(End::Refused(Refusal::BODY))?;
-                self.bytes += len;
-                if len > 0 {
-                    self.is_broken |= backend.data(cx, self.encoder, &data).is_err();
-                }
-                return Ok(());
-            }
-            Err(frame) => frame,
-        };
-        if let Ok(trailers) = frame.into_trailers() {
-            let mut lines = Vec::new();
-            for (name, value) in &trailers {
-                if !is_private_trailer(name.as_str()) {
-                    fields::write(&mut lines, name.as_str(), value.as_bytes());
-                }
-            }
-            self.end(backend, &lines);
+        let len = data.len() as u64;
+        self.left = self
+            .left
+            .checked_sub(len)
+            .ok_or(End::Refused(Refusal::BODY))?;
+        self.bytes += len;
+        if len > 0 {
+            self.is_broken |= backend.data(cx, self.encoder, data).is_err();
+            // The client may send as much again.
+            let _gone = self.body.flow_control().release_capacity(data.len());
         }
         Ok(())
     }
 
-    fn end(&mut self, backend: &mut Backend, trailers: &[u8]) {
-        self.encoder.end(backend.out.buffer(), trailers);
+    fn end(&mut self, backend: &mut Backend, trailers: Option<&HeaderMap>) {
+        let mut lines = Vec::new();
+        for (name, value) in trailers.into_iter().flatten() {
+            if !is_private_trailer(name.as_str()) {
+                fields::write(&mut lines, name.as_str(), value.as_bytes());
+            }
+        }
+        self.encoder.end(backend.out.buffer(), &lines);
         self.is_done = true;
     }
 }
 
 impl Download {
-    fn end_frame(&mut self) {
-        if !self.text.is_empty() {
-            let text = mem::take(&mut self.text);
-            self.queue.push_back(Frame::data(text.into()));
-        }
+    /// Whether nothing waits for the client.
+    const fn is_handed_on(&self) -> bool {
+        self.head.is_none() && self.text.is_empty() && self.trailers.is_none()
     }
 }
 
 impl Receiver for Download {
     fn head(&mut self, response: &Response<'_>) {
         if response.is_interim() {
-            // hyper has no way to send one.
             return;
         }
         self.status = response.head.status;
         self.lesson.head(response);
         let is_switch = self.status == 101;
         let status = if is_switch { 200 } else { self.status };
-        let has_body = !response.framing.is_empty() || is_switch;
-        let mut head = HttpResponse::new(has_body);
+        let mut head = HttpResponse::new(());
         *head.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
         for (name, value) in response.fields() {
             if is_switch && name.eq_ignore_ascii_case("sec-websocket-accept") {
@@ -277,7 +270,10 @@ impl Receiver for Download {
     }
 
     fn end(&mut self, trailers: &[u8]) {
-        self.end_frame();
+        self.is_over = true;
+        if trailers.is_empty() {
+            return;
+        }
         let mut room = [httparse::EMPTY_HEADER; 32];
         let mut lines = trailers.to_vec();
         lines.extend_from_slice(b"\r\n");
@@ -286,15 +282,13 @@ impl Receiver for Download {
         else {
             return;
         };
-        let mut map = http::HeaderMap::new();
+        let mut map = HeaderMap::new();
         for field in fields.iter() {
             let name = HeaderName::from_bytes(field.name.as_bytes());
             if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) {
                 map.append(name, value);
             }
         }
-        if !map.is_empty() {
-            self.queue.push_back(Frame::trailers(map));
-        }
+        self.trailers = Some(map).filter(|map| !map.is_empty());
     }
 }
