@@ -173,7 +173,7 @@ mod tests {
         queue.push(b"first\n");
         // The writer has it, or will have it with the next ones.
         let line = [b'x'; 1023];
-        let lines_more = 2 * ROOM / line.len();
+        let lines_more = 3 * ROOM / line.len();
         for _ in 0..lines_more {
             queue.push(&line);
         }

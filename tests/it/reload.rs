@@ -270,7 +270,7 @@ async fn more_and_fewer_workers_leave_the_others_alone() {
     client.whoami().await.unwrap();
     assert!(is_alive(third));
     drop(client);
-    crate::support::homescar::eventually("app/2 has ended", SOON, || !is_alive(third)).await;
+    eventually("app/2 has ended", SOON, || !is_alive(third)).await;
     for (index, slot) in before.iter().enumerate() {
         let who = Client::connect_from(address_of_client(index), web)
             .await
