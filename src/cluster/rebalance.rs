@@ -239,12 +239,20 @@ impl<H> Rebalance<H> {
             view,
             coming: &self.coming,
         };
-        let home = match snapshot.standing(stay, &expecting) {
-            Standing::Away(home) => &snapshot.entries[home],
-            Standing::Later => {
+        // As it is, and as it will be when those are there who are on their way: some of them may be by
+        // now, and are counted twice.
+        let home = match [
+            snapshot.standing(stay, view),
+            snapshot.standing(stay, &expecting),
+        ] {
+            [Standing::Away(home), Standing::Away(_)] => &snapshot.entries[home],
+            [
+                Standing::Away(_) | Standing::Later,
+                Standing::Away(_) | Standing::Later,
+            ] => {
                 return Verdict::Again(self.looked_at.unwrap_or(now) + self.pause);
             }
-            Standing::AtHome | Standing::Settled => return Verdict::Leave,
+            _ => return Verdict::Leave,
         };
         let settles_at = self.settles_at(snapshot, home, now);
         if now < settles_at {

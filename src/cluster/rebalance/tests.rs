@@ -83,6 +83,36 @@ fn whoever_shares_a_key_is_sent_too_but_nobody_twice_within_the_hour() {
     }
 }
 
+/// Found by the property below: those on their way seemed to make room for one more.
+#[test]
+fn who_is_counted_twice_makes_no_room() {
+    let mut config = config(4);
+    config.balance.max_load = Some(1.0);
+    let mut world = World::new(&config);
+    let grow = |world: &mut World| {
+        let mut grown = self::config(world.snapshot.entries.len() + 1);
+        grown.balance = config.balance.clone();
+        world.event(Event::Configure(Arc::new(grown)));
+    };
+    for client in 0..80_u32 {
+        world.come(client.wrapping_mul(0x9e37_79b1), None);
+    }
+    world.eject(1, true);
+    world.admin(2, AdminState::Drain);
+    grow(&mut world);
+    world.run(Duration::from_millis(7286));
+    for slot in [1, 3, 0] {
+        world.eject(slot, true);
+    }
+    grow(&mut world);
+    for slot in 0..world.snapshot.entries.len() {
+        world.eject(slot, false);
+        world.admin(slot, AdminState::Ready);
+    }
+    world.run(2 * HOUR);
+    world.check();
+}
+
 #[test]
 fn another_image_of_the_program_knows_who_was_asked() {
     let mut world = World::crowded(&config(4), 100, 1);
