@@ -150,7 +150,8 @@ def latency(proxies):
             line = [f"`{row}`", peer]
             for key in ("p50", "p99", "p999"):
                 took = median(s[key] for s in samples)
-                added = f" (+{significant(took - median(plain[key]))})" if plain[key] and peer != "none" else ""
+                more = significant(took - median(plain[key])) if plain[key] and peer != "none" else None
+                added = f" ({'' if more.startswith('-') else '+'}{more})" if more else ""
                 line.append(significant(took) + added)
             lines.append(line)
     return table(["row", "peer", "p50, µs (added)", "p99", "p99.9"], lines)
