@@ -153,7 +153,7 @@ impl DataPlane {
         all
     }
 
-    /// Cuts connections, and waits until each thread has done so.
+    /// Cuts connections, and waits until each thread has done so and they are gone.
     pub async fn cut(&self, which: Cut) {
         let cuts = TaskTracker::new();
         for thread in &self.threads {
@@ -163,6 +163,8 @@ impl DataPlane {
                 if let Cut::Generation(load) = which {
                     pool::forget(&load);
                 }
+                // For them to be gone, and counted.
+                tokio::task::yield_now().await;
             };
             cuts.spawn_on(cut, &thread.runtime);
         }

@@ -365,7 +365,7 @@ async fn a_connection_stays_with_its_generation() {
     assert_eq!(again.whoami().await.unwrap().generation, 2);
     let receipt = restarted.await.unwrap();
     let of_home = receipt.slots.iter().find(|slot| slot.slot == home.slot);
-    assert_eq!(of_home.unwrap().connections.cut, 2);
+    assert_eq!(of_home.unwrap().connections.cut, 2, "{receipt:?}");
     assert_eq!(new.whoami().await.unwrap().generation, 2);
 }
 

@@ -71,9 +71,10 @@ impl Departure {
             ..
         } = self;
         receipt.before = Some(old.number);
-        receipt.connections = Connections::of(old.load()).since(before);
         cluster.report(old.gone()).await;
+        let load = Arc::clone(old.load());
         let ended = old.clean_up(&home).await;
+        receipt.connections = Connections::of(&load).since(before);
         drop(place);
         receipt.drain_ms = Some(millis(began.elapsed()));
         report::left(&receipt, &ended);
