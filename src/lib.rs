@@ -23,8 +23,8 @@
 //! `proxy/door.rs` accepts → `proxy/admit.rs` counts → `proxy/identify.rs` finds out who the
 //! client is → [`tls`] decrypts → [`AffinityKey`](affinity::AffinityKey) → [`Snapshot::route`](cluster::Snapshot::route)
 //! decides → `proxy/connect.rs` connects, holds, queues, or goes on to the next candidate →
-//! `proxy/link.rs` is all that is left of it, where both sides are bare sockets (`proxy/lasting.rs` knows
-//! what else there can be) →
+//! `proxy/link.rs` is all that is left of it, where both sides are bare sockets
+//! (`proxy/connection/life.rs` knows what else there can be) →
 //! `proxy/relay.rs` carries until both sides are done, bulk by `relay/pipe.rs` → `proxy/record.rs` says
 //! how it ended. `proxy/connection.rs` is that line as code.
 //!
