@@ -401,6 +401,13 @@ mod tests {
         size_of::<F>()
     }
 
+    fn size_of_visit<D: Downstream>() -> usize {
+        fn size_of_run<D: Downstream, F>(_: impl FnOnce(Visit<D>) -> F) -> usize {
+            size_of::<F>()
+        }
+        size_of_run(|mut visit: Visit<D>| async move { visit.run().await })
+    }
+
     /// It is allocated for every connection, with 104 bytes of the runtime's, and a relayed one has its
     /// link besides: in sizes of which memory is given out, 128 and 224 bytes.
     #[test]
@@ -418,5 +425,18 @@ mod tests {
             "the future of a connection takes {future} bytes"
         );
         assert!(link <= 224, "a link takes {link} bytes");
+        for (what, size, most) in [
+            ("clear", size_of_visit::<TcpStream>() - known / 2, 296),
+            (
+                "encrypted",
+                size_of_visit::<ServerStream>() - known / 2,
+                264,
+            ),
+        ] {
+            assert!(
+                size <= most,
+                "the future of a connection of requests, {what}, takes {size} bytes"
+            );
+        }
     }
 }

@@ -25,7 +25,10 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep};
 
 use self::flow::{Fault, Flow, Opposite};
-pub(super) use self::{saved::SavedState, side::Side};
+pub(super) use self::{
+    saved::SavedState,
+    side::{Side, as_inside},
+};
 use super::{
     record::{CloseReason, Traffic},
     registry::{self, Ticket},

@@ -3,14 +3,13 @@
 use std::{
     io,
     ops::{Deref, DerefMut},
-    os::fd::BorrowedFd,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::proxy::relay::Side;
+use crate::proxy::relay::{Side, as_inside};
 
 /// A stream that is reset when it is dropped, unless its end was found to be orderly and it was
 /// [closed](Self::close): nobody shall take a stream that was cut for one that is complete.
@@ -79,27 +78,7 @@ impl<S: Side> AsyncWrite for Open<S> {
 }
 
 impl<S: Side> Side for Open<S> {
-    const BUFFERS: bool = S::BUFFERS;
-
-    fn reset_on_close(&self) {
-        S::reset_on_close(self);
-    }
-
-    fn was_reset(&self) -> bool {
-        S::was_reset(self)
-    }
-
-    fn is_gone(&self) -> bool {
-        S::is_gone(self)
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        S::descriptor(self)
-    }
-
-    fn is_unix(&self) -> bool {
-        S::is_unix(self)
-    }
+    as_inside!(S);
 }
 
 impl<S: Side> Drop for Open<S> {

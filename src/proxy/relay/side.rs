@@ -115,39 +115,48 @@ impl Side for UnixStream {
     }
 }
 
+/// What a side is that only has another one inside.
+macro_rules! as_inside {
+    ($inside:ty) => {
+        const BUFFERS: bool = <$inside>::BUFFERS;
+
+        fn reset_on_close(&self) {
+            <$inside>::reset_on_close(self);
+        }
+
+        fn was_reset(&self) -> bool {
+            <$inside>::was_reset(self)
+        }
+
+        fn is_gone(&self) -> bool {
+            <$inside>::is_gone(self)
+        }
+
+        fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+            <$inside>::descriptor(self)
+        }
+
+        fn poll_io<T>(
+            &self,
+            cx: &mut std::task::Context<'_>,
+            interest: tokio::io::Interest,
+            act: impl FnMut(std::os::fd::BorrowedFd<'_>) -> std::io::Result<T>,
+        ) -> std::task::Poll<std::io::Result<T>> {
+            <$inside>::poll_io(self, cx, interest, act)
+        }
+
+        fn try_send(&self, bytes: &[u8]) -> std::io::Result<usize> {
+            <$inside>::try_send(self, bytes)
+        }
+
+        fn is_unix(&self) -> bool {
+            <$inside>::is_unix(self)
+        }
+    };
+}
+
+pub(in crate::proxy) use as_inside;
+
 impl<S: Side> Side for &mut S {
-    const BUFFERS: bool = S::BUFFERS;
-
-    fn reset_on_close(&self) {
-        S::reset_on_close(self);
-    }
-
-    fn was_reset(&self) -> bool {
-        S::was_reset(self)
-    }
-
-    fn is_gone(&self) -> bool {
-        S::is_gone(self)
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        S::descriptor(self)
-    }
-
-    fn poll_io<T>(
-        &self,
-        cx: &mut Context<'_>,
-        interest: Interest,
-        act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
-        S::poll_io(self, cx, interest, act)
-    }
-
-    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
-        S::try_send(self, bytes)
-    }
-
-    fn is_unix(&self) -> bool {
-        S::is_unix(self)
-    }
+    as_inside!(S);
 }
