@@ -75,6 +75,38 @@ async fn a_head_of_nothing_but_options_costs_no_more_than_others() {
     assert!(cost[1] <= most, "{cost:?}");
 }
 
+/// The end of a chunked body may come long after all of its bytes; it is the end over HTTP/2, too, and the
+/// backend's connection is used again.
+#[tokio::test]
+async fn the_end_of_a_body_may_come_by_itself() {
+    let front = Front::start("", "").await;
+    let mut driver = JoinSet::new();
+    let mut sender = http2(&front, &mut driver).await;
+    let response = sender.send_request(get());
+    let serve = async {
+        let mut backend = front.accept().await;
+        backend.head().await;
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        backend.say(format!("{head}4\r\nbody\r\n")).await;
+        backend
+    };
+    let (response, mut backend) = soon("the head", async { tokio::join!(response, serve) }).await;
+    let mut body = response.unwrap().into_body();
+    let piece = soon("the piece", body.frame()).await.unwrap().unwrap();
+    assert_eq!(piece.into_data().unwrap(), "body");
+    backend.say("0\r\n\r\n").await;
+    if let Some(end) = soon("the end", body.frame()).await {
+        assert_eq!(end.unwrap().into_data().unwrap(), "");
+    }
+    let again = sender.send_request(get());
+    let serve = async {
+        backend.head().await;
+        backend.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    };
+    let (again, ()) = soon("the same connection", async { tokio::join!(again, serve) }).await;
+    assert_eq!(again.unwrap().status(), 204);
+}
+
 /// A backend that says every byte by itself does not make its client's connection say it so.
 #[tokio::test]
 async fn a_body_of_tiny_chunks_is_not_one_of_tiny_frames() {

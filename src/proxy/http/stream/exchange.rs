@@ -159,10 +159,12 @@ impl Exchange<'_> {
                 Err(Failure::NotHttp) => return Poll::Ready(End::NotHttp),
             };
             if is_whole && self.download.is_handed_on() {
-                return Poll::Ready(match self.download.status {
-                    101 => End::Switched,
-                    _ => End::Done,
-                });
+                match self.download.status {
+                    101 => return Poll::Ready(End::Switched),
+                    _ if self.reply.is_over() => return Poll::Ready(End::Done),
+                    // The end came by itself, and is to be said.
+                    _ => {}
+                }
             }
         }
     }
