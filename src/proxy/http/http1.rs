@@ -38,7 +38,7 @@ use super::{
 };
 
 /// For the next request of a client that could not know that its connection has to go.
-const NEXT_REQUEST: Duration = Duration::from_secs(1);
+pub(super) const NEXT_REQUEST: Duration = Duration::from_secs(1);
 
 /// A client's connection: all that there is of it between two requests, and so kept small.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ mod requests;
 
 use std::{
     future::poll_fn,
+    pin::pin,
     sync::Arc,
     task::{Poll, ready},
     time::Duration,
@@ -16,7 +17,7 @@ use h2::{
     RecvStream,
     server::{Builder, Connection, SendResponse},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use self::{
     heard::Heard,
@@ -29,6 +30,7 @@ use super::{
         relay::Side,
     },
     deadline::Deadline,
+    http1::NEXT_REQUEST,
     stream,
     visitor::Visitor,
 };
@@ -112,13 +114,22 @@ enum GivenUp {
 impl<S: Side> Driver<'_, S> {
     /// Until the connection is over, or until nothing was asked on it for long.
     async fn drive(mut self, farewell: &Farewell) {
-        let mut clock = Deadline::new(Instant::now() + self.timeouts.header);
+        let began = Instant::now();
+        let mut clock = Deadline::new(began + self.timeouts.header);
+        let requests = self.requests;
+        let mut has_to_go = pin!(async {
+            farewell.wait().await;
+            // As in HTTP/1, one that has only just come may bring the request that is on its way.
+            if requests.total() == 0 {
+                sleep_until(began + NEXT_REQUEST).await;
+            }
+        });
         let mut is_leaving = false;
         loop {
             tokio::select! {
                 biased;
                 () = self.accept() => return,
-                _ = farewell.wait(), if !is_leaving => {
+                () = &mut has_to_go, if !is_leaving => {
                     is_leaving = true;
                     self.connection.graceful_shutdown();
                 }
