@@ -13,10 +13,10 @@ use std::{
 use nix::sys::signal::{Signal, kill};
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::servers::processes::is_stopped;
 use crate::support::{
     client::{Client, Who, address_of_client, is_turned_away},
-    homescar::{Homescar, SOON, WORKER, descriptors, eventually, message, pid},
+    homescar::{Homescar, SOON, WORKER, descriptors, message, pid},
+    process::stop,
 };
 
 const WORKERS: usize = 4;
@@ -202,8 +202,7 @@ async fn a_hung_worker_is_left_and_replaced() {
     let (homescar, to) = start(&config, WORKERS).await;
     let from = address_of_client(0);
     let (victim, mark) = (who(from, to).await, homescar.mark());
-    kill(pid(victim.pid), Signal::SIGSTOP).unwrap();
-    eventually("it stands still", SOON, || is_stopped(victim.pid)).await;
+    stop(victim.pid).await;
     let mut waiting = Client::connect_from(from, to).await.unwrap();
     waiting.send("whoami\n").await.unwrap();
     let rescued = waiting.answer().await.unwrap();

@@ -13,12 +13,9 @@ use homescar::{
     direct::{Direct, Usage},
     supervisor::{Doors, Entrances, SlotDoors},
 };
-use nix::{
-    sys::{
-        resource::{Resource, getrlimit, setrlimit},
-        signal::{Signal, kill},
-    },
-    unistd::Pid,
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::{Signal, kill},
 };
 
 use crate::support::{
@@ -26,6 +23,7 @@ use crate::support::{
     client::{Client, address_of_client},
     homescar::{Homescar, SOON, WORKER, eventually, is_alive, pid},
     pid_of,
+    process::stop,
 };
 
 const CLIENTS: usize = 2000;
@@ -183,9 +181,8 @@ async fn who_waits_for_a_worker_is_counted_apart() {
     let bench = Bench::start("127.0.0.1:0").await;
     let from = address_of_client(0);
     let (_client, slot, _) = connect(from, bench.to).await;
-    let worker = pid(bench.pids[slot].unwrap());
-    kill(worker, Signal::SIGSTOP).unwrap();
-    eventually("it is stopped", SOON, || all_threads_are_stopped(worker)).await;
+    let worker = bench.pids[slot].unwrap();
+    stop(worker).await;
     let mut waiting = Client::connect_from(from, bench.to).await.unwrap();
     let is_seen = || {
         let usage = bench.usage()[slot];
@@ -199,7 +196,7 @@ async fn who_waits_for_a_worker_is_counted_apart() {
     waiting.send("whoami\n").await.unwrap();
     waiting.shutdown().await.unwrap();
     assert_eq!(bench.direct.connections().unwrap(), 2);
-    kill(worker, Signal::SIGCONT).unwrap();
+    kill(pid(worker), Signal::SIGCONT).unwrap();
     waiting.answer().await.unwrap();
     waiting.rest().await.unwrap();
     let mut expected = [0; WORKERS];
@@ -208,15 +205,6 @@ async fn who_waits_for_a_worker_is_counted_apart() {
     assert_eq!(of_worker().unwrap(), 1);
     assert_eq!(bench.usage()[slot].waiting, 0);
     bench.rig.stop().await;
-}
-
-fn all_threads_are_stopped(pid: Pid) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let mut states = threads.flatten().map(|thread| {
-        let stat = fs::read_to_string(thread.path().join("stat")).unwrap();
-        stat.rsplit(") ").next().unwrap().to_owned()
-    });
-    states.all(|state| state.starts_with('T'))
 }
 
 /// The other has the same port on another address of this machine.

@@ -23,6 +23,7 @@ use crate::{
     support::{
         client::{Client, address_of_client, is_refused},
         homescar::{Homescar, SOON, WORKER, eventually, is_alive, message},
+        process::stop,
     },
 };
 
@@ -267,7 +268,7 @@ async fn told_to_a_late_websocket<F: Future>(
     let homescar = Homescar::serve(text);
     let old = homescar.all_ready("app", 1).await[0];
     let web = homescar.address("web").await;
-    kill(Pid::from_raw(old as i32), Signal::SIGSTOP).unwrap();
+    stop(old).await;
     let opens = async {
         let stream = Client::connect(web).await.unwrap().stream.into_inner();
         client_async("ws://app/ws", stream).await.unwrap().0

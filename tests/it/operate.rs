@@ -31,6 +31,7 @@ use crate::{
     support::{
         client::{Client, Who, address_of_client},
         homescar::{Homescar, SOON, WORKER, eventually, is_alive, message, pid},
+        process::stop,
     },
 };
 
@@ -649,7 +650,7 @@ async fn a_connection_that_outlived_a_worker_in_its_queue_is_drained_with_the_ne
     let homescar = Homescar::serve(&text.replace("count = 3", "count = 1"));
     let hung = homescar.all_ready("app", 1).await[0];
     let to = homescar.address("web").await;
-    nix::sys::signal::kill(pid(hung), Signal::SIGSTOP).unwrap();
+    stop(hung).await;
     let mut client = Client::connect(to).await.unwrap();
     client.send("whoami\n").await.unwrap();
     until(&homescar, "homescar_connections_active", &[], 1.0).await;

@@ -2,7 +2,7 @@
 //!
 //! One story is told of all of them ([`serves_and_survives`]); `README.md` names the same commands.
 
-pub(crate) mod processes;
+mod processes;
 mod traffic;
 
 use std::{
@@ -19,12 +19,13 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use self::{
-    processes::{group, is_stopped, listening, sockets},
+    processes::{group, listening, sockets},
     traffic::{Attempt, Traffic, visit},
 };
 use crate::support::{
     client::address_of_client,
     homescar::{Homescar, SOON, eventually, is_alive, message, pid},
+    process::is_stopped,
 };
 
 const WORKERS: usize = 3;
@@ -260,6 +261,8 @@ fn start(server: &Server, mode: &str) -> (Homescar, TempDir) {
         mode = "{mode}"
         [cluster.app]
         on_down = "hold 20s"
+        # One that is frozen by the test is not to be ended by homescar.
+        health = {{ tcp = true, timeout = "60s" }}
         [cluster.app.workers]
         command = {command}
         count = {WORKERS}
@@ -342,7 +345,8 @@ async fn a_frozen_one_is_killed(
     .await;
     // All of them: of the leader alone, the kernel would make a stopped group that is an orphan, and
     // wake what is left of it (setpgid(2)), which accepts until homescar ends it.
-    killpg(pid(victim), Signal::SIGKILL).unwrap();
+    let killed = killpg(pid(victim), Signal::SIGKILL);
+    killed.unwrap_or_else(|error| panic!("{victim}: {error}\n{}", homescar.tail()));
     all_are_dead(&members).await;
     traffic.is_answered_by(2).await;
 

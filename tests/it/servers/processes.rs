@@ -1,6 +1,8 @@
 //! What the kernel says of a server's processes and sockets.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs};
+
+use crate::support::process::stat;
 
 /// The processes of a group that live.
 pub(super) fn group(leader: u32) -> Vec<u32> {
@@ -12,14 +14,6 @@ pub(super) fn group(leader: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
     pids.filter(is_member).collect()
-}
-
-/// Whether a process, with all of its threads, is stopped.
-pub(crate) fn is_stopped(pid: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    threads
-        .filter_map(|thread| stat(thread.path().join("stat")))
-        .all(|stat| stat[0] == "T")
 }
 
 /// The inodes of a process's sockets.
@@ -47,11 +41,4 @@ pub(super) fn listening(pid: u32) -> (String, usize) {
     let socket = found.next().expect("a listening socket");
     assert_eq!(found.next(), None, "{pid} listens on more than one");
     socket
-}
-
-/// What follows the name in a `stat` file of `/proc`: state, parent, group, …
-fn stat(file: PathBuf) -> Option<Vec<String>> {
-    let text = fs::read_to_string(file).ok()?;
-    let (_, rest) = text.rsplit_once(") ")?;
-    Some(rest.split(' ').map(str::to_owned).collect())
 }

@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use rustix::process::{Resource, Rlimit};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -22,6 +19,8 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
+
+pub(crate) use super::process::{is_alive, pid};
 
 /// How long anything may take that should happen at once.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -283,7 +282,15 @@ impl Homescar {
     pub(crate) fn tail(&self) -> String {
         let log = self.log();
         let from = log.len().saturating_sub(60);
-        log[from..].iter().map(|line| format!("{line}\n")).collect()
+        let of = |line: &Value| {
+            let (slot, level) = (line["slot"].as_str(), line["level"].as_str());
+            let (slot, level) = (slot.unwrap_or("-"), level.unwrap_or("-"));
+            format!("{level} {slot} {}\n", message(line))
+        };
+        let all = log[from..].iter().map(|line| format!("{line}\n"));
+        // What is wrong comes first, and briefly: who reads may see no more than the beginning.
+        let wrong = log.iter().filter(|line| is_wrong(line)).map(of);
+        wrong.chain(all).collect()
     }
 }
 
@@ -296,27 +303,16 @@ impl Drop for Homescar {
     }
 }
 
+fn is_wrong(line: &Value) -> bool {
+    matches!(line["level"].as_str(), Some("WARN" | "ERROR"))
+}
+
 /// The message of a log line; the line itself when it is not JSON.
 pub(crate) fn message(line: &Value) -> &str {
     line["message"]
         .as_str()
         .or_else(|| line.as_str())
         .unwrap_or_default()
-}
-
-pub(crate) fn pid(pid: u32) -> Pid {
-    Pid::from_raw(pid.try_into().unwrap())
-}
-
-/// Whether a process exists and is not a zombie.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        !stat
-            .rsplit(") ")
-            .next()
-            .unwrap_or("")
-            .starts_with(['Z', 'X'])
-    })
 }
 
 /// Waits for a condition that nothing announces, looking often.

@@ -1,7 +1,6 @@
 //! A cluster with its controller, checks and workers, as the application puts them together.
 
 use std::{
-    fs,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
@@ -14,15 +13,11 @@ use homescar::{
     health::Checker,
     supervisor::{Entrances, Home, Supervisor},
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpStream, UnixStream},
     task::JoinSet,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 /// For anything that must happen; generous, as machines are shared.
@@ -174,30 +169,9 @@ pub(crate) async fn whoami(entry: &Entry) -> serde_json::Value {
     serde_json::from_str(&answer).unwrap()
 }
 
-/// Whether a process runs; one that nobody has reaped yet does not.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return false;
-    };
-    let state = stat.rsplit(") ").next().unwrap_or_default();
-    !state.starts_with(['Z', 'X'])
-}
-
 /// The process of a slot's worker.
 pub(crate) fn pid_of(entry: &Entry) -> u32 {
     entry.backend.as_ref().unwrap().pid.unwrap()
-}
-
-pub(crate) fn kill_9(pid: u32) {
-    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
-}
-
-pub(crate) async fn until_dead(pid: u32, within: Duration) {
-    let deadline = Instant::now() + within;
-    while is_alive(pid) {
-        assert!(Instant::now() < deadline, "{pid} still lives");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 /// The number after `word` in a line.
