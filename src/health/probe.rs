@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    pin::pin,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -33,6 +34,9 @@ use crate::{
 
 /// How often the accept queue is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How long a connection that says nothing is held meanwhile: a worker that serves one client after the
+/// other may be waiting for what it has to say.
+const HELD: Duration = Duration::from_millis(12);
 /// What is read of an answer's body, so that the worker can close first.
 const BODY: usize = 64 * 1024;
 /// What the worker gets for each step of that.
@@ -186,9 +190,14 @@ impl Target {
             (Check::Tcp, None) => Ok(()),
             (Check::Tcp, Some(backlog)) => {
                 let before = self.knocked().unwrap_or(0);
-                moves(backlog, before).await?;
-                self.knock(None);
+                let mut moves = pin!(moves(backlog, before));
+                let moved = timeout(HELD, &mut moves).await;
                 drop(stream);
+                match moved {
+                    Ok(moved) => moved?,
+                    Err(_) => moves.await?,
+                }
+                self.knock(None);
                 Ok(())
             }
             (Check::Http { path, .. }, _) => Ok(get(stream, host, path, status).await?),
@@ -337,7 +346,11 @@ fn wrong(why: &str) -> Failure {
 mod tests {
     use std::net::TcpListener;
 
-    use tokio::{net::TcpStream, task::JoinSet};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        task::JoinSet,
+    };
 
     use super::*;
 
@@ -385,5 +398,40 @@ mod tests {
         for _ in 0..5 {
             assert_eq!(target.probe().await, Some(Ok(())), "it is only busy");
         }
+    }
+
+    /// One that reads all that a client has to say before it looks for the next one hears nothing from a
+    /// check, and is not to wait for that while others queue behind.
+    #[tokio::test]
+    async fn who_serves_one_after_the_other_is_not_held_up() {
+        let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let to = listener.local_addr().unwrap();
+        let target = target(&listener);
+        let worker = tokio::net::TcpListener::from_std(listener.try_clone().unwrap()).unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                let (mut client, _) = worker.accept().await.unwrap();
+                let mut line = [0; 4];
+                if client.read_exact(&mut line).await.is_ok() {
+                    let _gone = client.write_all(&line).await;
+                }
+            }
+        });
+        for _ in 0..4 {
+            tasks.spawn(async move {
+                loop {
+                    let mut client = TcpStream::connect(to).await.unwrap();
+                    client.write_all(b"ask\n").await.unwrap();
+                    client.read_exact(&mut [0; 4]).await.unwrap();
+                }
+            });
+        }
+        for _ in 0..20 {
+            assert_eq!(target.probe().await, Some(Ok(())), "it serves");
+        }
+        let ended = tasks.try_join_next();
+        assert!(ended.is_none(), "{ended:?}");
     }
 }
