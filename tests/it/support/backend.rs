@@ -72,7 +72,9 @@ impl Backend {
                 of_task.most.fetch_max(open, Relaxed);
                 let shared = Arc::clone(&of_task);
                 connections.spawn(async move {
-                    shared.serve(stream).await;
+                    let mut stream = BufReader::new(stream);
+                    shared.serve(&mut stream).await;
+                    // Before its end is seen at the other end, from where the next may come at once.
                     shared.open.fetch_sub(1, Relaxed);
                 });
             }
@@ -105,8 +107,7 @@ impl Backend {
 }
 
 impl Shared {
-    async fn serve(&self, stream: TcpStream) {
-        let mut stream = BufReader::new(stream);
+    async fn serve(&self, stream: &mut BufReader<TcpStream>) {
         loop {
             let mut line = String::new();
             if !matches!(stream.read_line(&mut line).await, Ok(1..)) {
@@ -124,12 +125,12 @@ impl Shared {
                     return;
                 }
                 Manners::Status(status) => {
-                    read_request(&mut stream).await;
+                    read_request(stream).await;
                     let length = name.len();
                     format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n\r\n{name}")
                 }
                 Manners::Close => {
-                    read_request(&mut stream).await;
+                    read_request(stream).await;
                     return;
                 }
                 Manners::Hang => {
