@@ -98,6 +98,19 @@ impl Default for Health {
     }
 }
 
+impl Health {
+    /// What workers have where nothing else is configured. One that serves one client after the other (gunicorn's
+    /// sync workers) accepts nobody for as long as a request takes, and is not hung: as long as gunicorn
+    /// gives it by default, 30 s, in three checks.
+    #[must_use]
+    pub fn of_workers() -> Self {
+        Self {
+            timeout: Duration::from_secs(10),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Passive {
     fn default() -> Self {
         Self {
@@ -175,7 +188,7 @@ impl Cluster {
     #[must_use]
     pub fn new(name: &str, source: Source) -> Self {
         let (health, passive) = match &source {
-            Source::Workers(_) => (Some(Health::default()), None),
+            Source::Workers(_) => (Some(Health::of_workers()), None),
             Source::Static(_) => (None, Some(Passive::default())),
         };
         Self {

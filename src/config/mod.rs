@@ -267,7 +267,7 @@ pub struct Health {
     pub check: Check,
     /// Between the starts of two checks, ± 10 %. Default 1 s.
     pub interval: Duration,
-    /// For one check to succeed. Default 500 ms.
+    /// For one check to succeed. Default 500 ms, for workers 10 s.
     pub timeout: Duration,
     /// Successes in a row that make it healthy. Default 2.
     pub rise: NonZeroU32,

@@ -12,7 +12,6 @@ mod watch;
 
 use std::{
     future::Future,
-    num::NonZeroU32,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -27,22 +26,13 @@ pub use watch::Watch;
 
 use crate::{
     cluster::{Backend, CheckResult, Cluster, Entry, Event, Health, Snapshot},
-    config::{self, Check},
+    config,
 };
 use hysteresis::{Failure, Hysteresis};
 use probe::Target;
 
 /// Between two checks of a worker that is not ready yet.
 const WHILE_STARTING: Duration = Duration::from_millis(100);
-
-/// How workers are checked when nothing is configured.
-const DEFAULT: config::Health = config::Health {
-    check: Check::Tcp,
-    interval: Duration::from_secs(1),
-    timeout: Duration::from_millis(500),
-    rise: NonZeroU32::new(2).expect("2 is not 0"),
-    fall: NonZeroU32::new(3).expect("3 is not 0"),
-};
 
 /// The active checks of a cluster.
 #[derive(Debug)]
@@ -80,7 +70,7 @@ impl Subject {
         }
         let settings = match configured {
             Some(settings) => settings.clone(),
-            None if entry.supervised => DEFAULT,
+            None if entry.supervised => config::Health::of_workers(),
             None => return None,
         };
         Some(Self {

@@ -140,7 +140,7 @@ timeouts = { header = "10s", idle = "1h" }
 affinity = { key = "address", prefix_v4 = 32, prefix_v6 = 64, seed = 0 }
 on_down = "hold 2s"
 send_proxy = "off"
-health = { tcp = true, interval = "1s", timeout = "500ms", rise = 2, fall = 3 }
+health = { tcp = true, interval = "1s", timeout = "10s", rise = 2, fall = 3 }
 passive = "off"
 slow_start = "off"
 max_load = "off"

@@ -23,7 +23,7 @@ use self::{
     traffic::{Attempt, Traffic, visit},
 };
 use crate::support::{
-    client::address_of_client,
+    client::{Client, address_of_client},
     homescar::{Homescar, SOON, eventually, is_alive, message, pid},
     process::is_stopped,
 };
@@ -54,6 +54,27 @@ async fn gunicorn() {
         end: "exit code 0",
     };
     serves_and_survives(server).await;
+}
+
+/// Its sync workers accept nobody while a request takes its time, and are not taken for hung.
+#[tokio::test]
+async fn a_long_request_in_gunicorn_is_no_hang() {
+    let server = Server {
+        command: r#"["gunicorn", "wsgi:app"]"#,
+        folder: "python",
+        processes: 2,
+        end: "exit code 0",
+    };
+    let (homescar, _folder) = start(&server, "", "tcp");
+    homescar.all_ready("app", WORKERS).await;
+    let to = homescar.address("web").await;
+    let mut client = Client::connect(to).await.unwrap();
+    let request = "GET /slow/6 HTTP/1.1\r\nhost: app\r\nconnection: close\r\n\r\n";
+    client.send(request).await.unwrap();
+    let answer = client.rest().await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{answer:?}");
+    let is_hang = |line: &Value| message(line).contains("takes no clients");
+    assert!(!homescar.log().iter().any(is_hang), "{}", homescar.tail());
 }
 
 #[tokio::test]
@@ -158,7 +179,7 @@ async fn gunicorn_is_replaced_and_nothing_is_lost() {
         end: "exit code 0",
     };
     for mode in ["tcp", "direct", "http"] {
-        let (homescar, place) = start(&server, mode);
+        let (homescar, place) = start(&server, "", mode);
         homescar.all_ready("app", WORKERS).await;
         let to = homescar.address("web").await;
         let clients: Vec<_> = (0..CLIENTS).map(address_of_client).collect();
@@ -198,7 +219,9 @@ async fn serves_and_survives(server: Server) {
 }
 
 async fn serves_and_survives_in(mode: &str, server: &Server) {
-    let (mut homescar, _folder) = start(server, mode);
+    // One that is frozen by the test is not to be ended by homescar.
+    let patient = "health = { tcp = true, timeout = \"60s\" }";
+    let (mut homescar, _folder) = start(server, patient, mode);
     let leaders = homescar.all_ready("app", WORKERS).await;
     let to = homescar.address("web").await;
     let own = everybody_has_a_home(server, &leaders, to).await;
@@ -242,7 +265,7 @@ fn repository() -> &'static Path {
 }
 
 /// homescar with these workers, on a machine that wants seven of everything.
-fn start(server: &Server, mode: &str) -> (Homescar, TempDir) {
+fn start(server: &Server, health: &str, mode: &str) -> (Homescar, TempDir) {
     let python = repository().join("target/python-venv/bin");
     assert!(
         python.join("gunicorn").exists(),
@@ -261,8 +284,7 @@ fn start(server: &Server, mode: &str) -> (Homescar, TempDir) {
         mode = "{mode}"
         [cluster.app]
         on_down = "hold 20s"
-        # One that is frozen by the test is not to be ended by homescar.
-        health = {{ tcp = true, timeout = "60s" }}
+        {health}
         [cluster.app.workers]
         command = {command}
         count = {WORKERS}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 WHOAMI = {
     "slot": os.environ.get("HOMESCAR_SLOT"),
@@ -10,6 +11,9 @@ WHOAMI = {
 
 
 def app(environ, start_response):
+    # "/slow/5" takes so many seconds.
+    if environ["PATH_INFO"].startswith("/slow/"):
+        time.sleep(float(environ["PATH_INFO"].removeprefix("/slow/")))
     # The process that serves, which gunicorn forks after it has set itself up.
     body = json.dumps(WHOAMI | {"pid": os.getpid()}).encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])

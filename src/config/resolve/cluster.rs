@@ -143,7 +143,10 @@ pub(super) fn non_zero(item: &Item<'_>, most: u64) -> Option<NonZeroU32> {
 }
 
 fn health(item: &Item<'_>, of_workers: bool) -> Option<Health> {
-    let default = Health::default();
+    let default = match of_workers {
+        true => Health::of_workers(),
+        false => Health::default(),
+    };
     match item.as_text() {
         Some("off") if of_workers => {
             item.fault(
