@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::poll_fn,
     io, mem,
     net::{SocketAddr, TcpListener as StdListener, TcpStream as StdTcpStream},
     os::fd::{AsFd as _, OwnedFd},
@@ -108,7 +109,8 @@ pub(super) async fn accept(
         let end = async {
             tokio::select! {
                 () = &mut closing => false,
-                () = is_set(&mut shut, true) => true,
+                // Also where there is always somebody to accept, who takes all of the task's turn.
+                () = unconstrained(is_set(&mut shut, true)) => true,
             }
         };
         if !accept_until(end, &door, &socket, &admission).await {
@@ -152,7 +154,9 @@ async fn accept_until<T>(
     let mut troubles = Troubles::default();
     loop {
         tokio::select! {
-            accepted = socket.accept() => match accepted {
+            biased;
+            // Nobody else waits for this socket in this task's place.
+            accepted = poll_fn(|cx| socket.poll_accept(cx)) => match accepted {
                 Ok(accepted) => {
                     troubles.over(door.address);
                     start(door, admission, accepted);
