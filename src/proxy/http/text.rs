@@ -31,12 +31,19 @@ pub(super) fn hexadecimal(out: &mut Vec<u8>, mut number: usize) {
 pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
-            for (index, octet) in address.octets().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b'.');
+            // The dots stand there already.
+            let mut text = [b'.'; "255.255.255.255".len()];
+            let mut len = 0;
+            for octet in address.octets() {
+                for (least, unit) in [(100, 100), (10, 10), (0, 1)] {
+                    if octet >= least {
+                        text[len] = b'0' + octet / unit % 10;
+                        len += 1;
+                    }
                 }
-                decimal(out, octet.into());
+                len += 1;
             }
+            out.extend_from_slice(&text[..len - 1]);
         }
         IpAddr::V6(address) => write!(out, "{address}").expect("a vector takes everything"),
     }
