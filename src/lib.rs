@@ -82,7 +82,7 @@
 //! | [`tls`] | `config`, `handover` |
 //! | [`cluster`] | `affinity`, `config`, `handover`, `metrics`, `tls` |
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls`, `supervisor` also `handover` |
-//! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `metrics`, `tls` |
+//! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `log`, `metrics`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config`, `handover` |
 //! | [`admin`] | `affinity`, `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |

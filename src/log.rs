@@ -4,6 +4,8 @@
 mod level;
 mod plain;
 mod queue;
+mod record;
+mod second;
 
 use std::{
     fmt::{self, Write as _},
@@ -25,11 +27,32 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-pub use self::level::set_level;
 use self::queue::Queue;
+pub(crate) use self::record::record;
+pub use self::{
+    level::set_level,
+    record::{Record, Value, write_record},
+};
 use crate::config::{self, LogFormat};
 
-static QUEUE: OnceLock<Queue> = OnceLock::new();
+static LOG: OnceLock<Started> = OnceLock::new();
+
+#[derive(Debug)]
+struct Started {
+    queue: Queue,
+    format: Format,
+}
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Format {
+    /// For programs, in a pipe or a file.
+    #[default]
+    Text,
+    /// For people.
+    Terminal,
+    Json,
+}
 
 /// For queued lines to be written.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
@@ -48,19 +71,27 @@ impl Log {
             // No thread is left to be had: the program will not get far.
             return Self { _writer: None };
         };
-        if QUEUE.set(queue.clone()).is_err() {
+        let format = match config.format {
+            LogFormat::Text if io::stderr().is_terminal() => Format::Terminal,
+            LogFormat::Text => Format::Text,
+            LogFormat::Json => Format::Json,
+        };
+        let started = Started {
+            queue: queue.clone(),
+            format,
+        };
+        if LOG.set(started).is_err() {
             return Self { _writer: None };
         }
         set_level(config.level);
-        let is_terminal = io::stderr().is_terminal();
-        let lines = match config.format {
-            LogFormat::Text if !is_terminal => plain::Lines::new(queue).boxed(),
-            LogFormat::Text => tracing_subscriber::fmt::layer()
+        let lines = match format {
+            Format::Text => plain::Lines::new(queue).boxed(),
+            Format::Terminal => tracing_subscriber::fmt::layer()
                 .with_writer(move || Handed(queue.clone()))
                 .with_ansi(true)
                 .event_format(AtTerminal)
                 .boxed(),
-            LogFormat::Json => tracing_subscriber::fmt::layer()
+            Format::Json => tracing_subscriber::fmt::layer()
                 .with_writer(move || Handed(queue.clone()))
                 .json()
                 .flatten_event(true)
@@ -97,12 +128,14 @@ impl Log {
 /// Lines that were dropped so far, as they came faster than they could be written.
 #[must_use]
 pub fn dropped_lines() -> u64 {
-    QUEUE.get().map_or(0, Queue::dropped)
+    LOG.get().map_or(0, |log| log.queue.dropped())
 }
 
 /// Waits until all that is queued now is written, for a second at most.
 pub async fn flush() {
-    let Some(queue) = QUEUE.get() else { return };
+    let Some(Started { queue, .. }) = LOG.get() else {
+        return;
+    };
     let (wanted, _) = queue.progress();
     let deadline = tokio::time::Instant::now() + FLUSHED_WITHIN;
     while queue.progress().1 < wanted && tokio::time::Instant::now() < deadline {

@@ -16,6 +16,11 @@ pub fn set_level(level: LogLevel) {
     tracing::callsite::rebuild_interest_cache();
 }
 
+/// Whether records are written at this level.
+pub(super) fn shows_records() -> bool {
+    present() >= LevelFilter::INFO
+}
+
 /// Lets the events of the present level pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Filter;

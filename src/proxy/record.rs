@@ -13,7 +13,6 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::info;
 
 use self::compact::{Peer, Point};
 pub(super) use self::{
@@ -23,6 +22,7 @@ pub(super) use self::{
 use super::{Listener, connect::Upstream, http::pool, share};
 use crate::{
     cluster::{Backend, Load, Slot},
+    log::record,
     tls::HandshakeError,
 };
 
@@ -320,11 +320,11 @@ impl Drop for ConnectionRecord {
         if !share::is_written(reason.is_failure(), |hasher| client.hash(hasher)) {
             return stats.left_out.count();
         }
-        info!(
+        record!(
             target: "homescar::connection",
             listener = &**self.listener.name(),
-            client = %client,
-            peer = named.map(|_| tracing::field::display(SocketAddr::from(self.peer))),
+            client = client,
+            peer = named.map(|_| SocketAddr::from(self.peer)),
             slot = home.map(|home| &*home.slot.name),
             generation = home.map(Home::generation),
             pid = home.and_then(Home::pid),
@@ -334,9 +334,9 @@ impl Drop for ConnectionRecord {
             queued_ms = (!queued.is_zero()).then(|| millis(*queued)),
             by = reason.by(),
             reason = reason.as_str(),
-            detail,
-            up,
-            down,
+            detail = *detail,
+            up = up,
+            down = down,
             ms = millis(lived),
             "connection"
         );

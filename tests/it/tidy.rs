@@ -23,7 +23,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "proxy",
         &[
-            "affinity", "cluster", "config", "handover", "metrics", "tls",
+            "affinity", "cluster", "config", "handover", "log", "metrics", "tls",
         ],
     ),
     (
