@@ -1,10 +1,7 @@
 //! Numbers and addresses as text, for what is written at every request: the machinery of `format!`
 //! takes longer than all else that is done with a head.
 
-use std::{
-    io::Write as _,
-    net::{IpAddr, SocketAddr},
-};
+use std::{io::Write as _, net::IpAddr};
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
@@ -49,18 +46,6 @@ pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
-/// An address with its port.
-pub(super) fn of_socket(socket: SocketAddr) -> String {
-    let SocketAddr::V4(v4) = socket else {
-        return socket.to_string();
-    };
-    let mut text = Vec::with_capacity("255.255.255.255:65535".len());
-    address(&mut text, (*v4.ip()).into());
-    text.push(b':');
-    decimal(&mut text, v4.port().into());
-    String::from_utf8(text).expect("digits are ASCII")
-}
-
 /// All 32 digits.
 pub(super) fn whole(number: u128) -> String {
     let mut text = [0; 32];
@@ -88,7 +73,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_are_written_as_std_writes_them(number: u64, long: u128, shift in 0..64_u32, v4: u32, v6: u128, port: u16) {
+        fn all_are_written_as_std_writes_them(number: u64, long: u128, shift in 0..64_u32, v4: u32, v6: u128) {
             let number = number >> shift;
             let size = number as usize;
             prop_assert_eq!(written(|out| decimal(out, number)), number.to_string());
@@ -96,8 +81,6 @@ mod tests {
             prop_assert_eq!(whole(long >> shift), format!("{:032x}", long >> shift));
             for addr in [IpAddr::from(Ipv4Addr::from(v4)), IpAddr::from(Ipv6Addr::from(v6))] {
                 prop_assert_eq!(written(|out| address(out, addr)), addr.to_string());
-                let socket = SocketAddr::from((addr, port));
-                prop_assert_eq!(of_socket(socket), socket.to_string());
             }
         }
     }
