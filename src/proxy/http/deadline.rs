@@ -48,7 +48,7 @@ impl Deadline {
     }
 
     /// Keeps it for the next one who needs it. Whoever polled it last may be woken for nothing, once.
-    pub(super) fn is_spare(self) {
+    pub(super) fn keep(self) {
         SPARE.with_borrow_mut(|spare| {
             if spare.len() < KEPT {
                 spare.push(self);
@@ -110,13 +110,13 @@ mod tests {
             let begun = start + Duration::from_secs(before);
             let mut deadline = Deadline::spare(begun + Duration::from_secs(first));
             poll_fn(|cx| Poll::Ready(deadline.poll(cx).is_ready())).await;
-            deadline.is_spare();
+            deadline.keep();
             let mut deadline = Deadline::spare(begun + Duration::from_secs(second));
             assert_eq!(SPARE.with_borrow(Vec::len), 0, "the same");
             poll_fn(|cx| deadline.poll(cx)).await;
             before += second;
             assert_eq!(Instant::now(), seconds(before));
-            deadline.is_spare();
+            deadline.keep();
         }
         // For whoever has this thread next.
         SPARE.take();

@@ -139,7 +139,7 @@ impl<S: Side> Exchange<'_, S> {
             self.poll(cx, &mut deadline).map(Some)
         });
         let end = end.await;
-        deadline.is_spare();
+        deadline.keep();
         end
     }
 
