@@ -74,6 +74,72 @@ async fn a_response_that_does_not_come_is_a_504() {
 }
 
 #[tokio::test]
+async fn each_response_has_its_own_time() {
+    let front = Front::start("", RESPONSE).await;
+    let mut client = front.client().await;
+    let ask = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    client.say(ask).await;
+    let mut backend = front.accept().await;
+    // Three of them, on one connection, take longer than one may.
+    for _ in 0..3 {
+        backend.head().await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        backend.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        assert!(client.head().await.starts_with("HTTP/1.1 204 "));
+        client.say(ask).await;
+    }
+    backend.head().await;
+    let began = Instant::now();
+    assert!(client.head().await.starts_with("HTTP/1.1 504 "));
+    assert!(began.elapsed() > Duration::from_millis(900));
+}
+
+#[tokio::test]
+async fn messages_may_come_byte_by_byte() {
+    async fn trickle(peer: &mut Peer, text: &str) {
+        for byte in text.bytes() {
+            peer.say([byte]).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    // A body in chunks, however they come to be cut on the way.
+    let of = |letters: &str, chunks: &str| -> String {
+        let its = chunks.chars().filter(|c| letters.contains(*c));
+        its.collect()
+    };
+    let front = Front::start("", "").await;
+    let mut client = front.client().await;
+    let mut kept = None;
+    // The second time over connections that carried a request before.
+    for _ in 0..2 {
+        let head = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        trickle(&mut client, head).await;
+        let mut backend = match kept.take() {
+            Some(backend) => backend,
+            None => front.accept().await,
+        };
+        assert!(backend.head().await.starts_with("POST /x HTTP/1.1\r\n"));
+        trickle(&mut client, "2\r\nab\r\n0\r\nX-Sum: 1\r\n\r\n").await;
+        let asked = backend.until("0\r\nX-Sum: 1\r\n\r\n").await;
+        assert_eq!(of("ab", &asked), "ab");
+        let answer = "HTTP/1.1 200 OK\r\nX-A: b\r\nTransfer-Encoding: chunked\r\n\r\n";
+        trickle(&mut backend, answer).await;
+        let head = client.head().await;
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\nX-A: b\r\n"), "{head}");
+        trickle(&mut backend, "2\r\nok\r\n0\r\n\r\n").await;
+        let body = client.until("0\r\n\r\n").await;
+        assert_eq!(of("ok", &body), "ok");
+
+        trickle(&mut client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        backend.head().await;
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        trickle(&mut backend, answer).await;
+        assert!(client.until("ok").await.starts_with("HTTP/1.1 200 OK\r\n"));
+        kept = Some(backend);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_cut() {
     let front = Front::start(SHORT, "").await;
     let mut client = front.client().await;

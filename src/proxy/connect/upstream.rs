@@ -1,7 +1,7 @@
 //! An open connection to a backend, of whichever kind.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     os::fd::BorrowedFd,
     pin::Pin,
     task::{Context, Poll},
@@ -65,6 +65,18 @@ impl AsyncWrite for Upstream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        each!(self, stream => stream.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

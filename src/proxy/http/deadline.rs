@@ -1,6 +1,7 @@
 //! One timer for all that a connection waits for.
 
 use std::{
+    cell::RefCell,
     future::Future as _,
     pin::Pin,
     task::{Context, Poll},
@@ -10,6 +11,13 @@ use tokio::time::{Duration, Instant, Sleep, sleep_until};
 
 /// Longer than anything lasts.
 pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Spare ones that are kept.
+const KEPT: usize = 256;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Deadline>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A point in time that moves. Moving it further away, which happens at every request, costs
 /// nothing: the timer finds out when it fires.
@@ -25,6 +33,27 @@ impl Deadline {
             at,
             timer: Box::pin(sleep_until(at)),
         }
+    }
+
+    /// A spare one of this thread if there is one: its timer runs already, and is not set up and taken
+    /// down again for what is over in a moment.
+    pub(super) fn spare(at: Instant) -> Self {
+        match SPARE.with_borrow_mut(Vec::pop) {
+            Some(mut spare) => {
+                spare.set(at);
+                spare
+            }
+            None => Self::new(at),
+        }
+    }
+
+    /// Keeps it for the next one who needs it. Whoever polled it last may be woken for nothing, once.
+    pub(super) fn keep(self) {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < KEPT {
+                spare.push(self);
+            }
+        });
     }
 
     pub(super) fn set(&mut self, at: Instant) {
@@ -69,5 +98,27 @@ mod tests {
         deadline.set(seconds(40));
         poll_fn(|cx| deadline.poll(cx)).await;
         assert_eq!(start.elapsed().as_secs(), 40);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spare_one_is_as_good_as_new() {
+        let start = Instant::now();
+        let seconds = |s| start + Duration::from_secs(s);
+        let mut before = 0;
+        // Its timer is set for later, for before, and has fired already.
+        for (first, second) in [(60, 10), (10, 60), (0, 5)] {
+            let begun = start + Duration::from_secs(before);
+            let mut deadline = Deadline::spare(begun + Duration::from_secs(first));
+            poll_fn(|cx| Poll::Ready(deadline.poll(cx).is_ready())).await;
+            deadline.keep();
+            let mut deadline = Deadline::spare(begun + Duration::from_secs(second));
+            assert_eq!(SPARE.with_borrow(Vec::len), 0, "the same");
+            poll_fn(|cx| deadline.poll(cx)).await;
+            before += second;
+            assert_eq!(Instant::now(), seconds(before));
+            deadline.keep();
+        }
+        // For whoever has this thread next.
+        SPARE.take();
     }
 }

@@ -130,15 +130,17 @@ impl<S: Side> Exchange<'_, S> {
         self.ticket.is_busy(passage);
         let until = self.until.take();
         let until = until.unwrap_or_else(|| Instant::now() + self.patience().0);
-        let mut deadline = Deadline::new(until);
-        poll_fn(|cx| {
+        let mut deadline = Deadline::spare(until);
+        let end = poll_fn(|cx| {
             if passage == Passage::Now && registry::is_frozen() {
                 self.until = Some(deadline.at());
                 return Poll::Ready(None);
             }
             self.poll(cx, &mut deadline).map(Some)
-        })
-        .await
+        });
+        let end = end.await;
+        deadline.keep();
+        end
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, deadline: &mut Deadline) -> Poll<End> {
@@ -147,11 +149,16 @@ impl<S: Side> Exchange<'_, S> {
             self.answer.bytes,
             self.backend.has_begun(),
         );
-        if let Err(end) = self.poll_upload(cx) {
-            return Poll::Ready(end);
-        }
+        let is_sent = match self.poll_upload(cx) {
+            Ok(is_sent) => is_sent,
+            Err(end) => return Poll::Ready(end),
+        };
         if let Poll::Ready(end) = self.poll_download(cx) {
             return Poll::Ready(end);
+        }
+        // Only who still waits is asked whether anybody still waits.
+        if is_sent && self.client.poll_gone(cx).is_ready() {
+            return Poll::Ready(End::ClientGone);
         }
         if before
             != (
@@ -181,29 +188,28 @@ impl<S: Side> Exchange<'_, S> {
         }
     }
 
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    /// Sends on what there is of the request; whether that is all of it, and nothing is expected of the
+    /// client any more.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         for _ in 0..READS_PER_TURN {
             if self.upload.is_broken {
-                return Ok(());
+                return Ok(false);
             }
             match self.backend.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
                 // It may have said why before it went: the response tells.
                 Poll::Ready(Err(_)) => self.upload.is_broken = true,
-                Poll::Pending => return Ok(()),
+                Poll::Pending => return Ok(false),
             }
             if self.upload.is_done {
-                return match self.client.poll_gone(cx) {
-                    Poll::Ready(()) => Err(End::ClientGone),
-                    Poll::Pending => Ok(()),
-                };
+                return Ok(true);
             }
             if self.poll_body(cx)?.is_pending() {
-                return Ok(());
+                return Ok(false);
             }
         }
         cx.waker().wake_by_ref();
-        Ok(())
+        Ok(false)
     }
 
     /// Reads some of the request's body, and passes it on.

@@ -70,20 +70,21 @@ impl Kind {
             19 => &[("proxy-authorization", Self::Stops)],
             _ => &[],
         };
-        let is_it = |(known, _): &&(&str, Self)| name.eq_ignore_ascii_case(known);
-        if let Some((_, kind)) = likely.iter().find(is_it) {
-            return *kind;
-        }
-        if likely.is_empty() || memchr::memchr(b'_', name.as_bytes()).is_none() {
-            return Self::EndToEnd;
-        }
-        let is_like = |(known, _): &(&str, Self)| {
+        let mut is_like_one = false;
+        for (known, kind) in likely {
+            let mut is_it = true;
             let mut pairs = name.bytes().zip(known.bytes());
-            pairs.all(|(byte, known)| {
-                byte.to_ascii_lowercase() == known || (byte, known) == (b'_', b'-')
-            })
-        };
-        match likely.iter().any(is_like) {
+            let is_like = pairs.all(|(byte, known)| {
+                let is_same = byte.to_ascii_lowercase() == known;
+                is_it &= is_same;
+                is_same || (byte, known) == (b'_', b'-')
+            });
+            if is_like && is_it {
+                return *kind;
+            }
+            is_like_one |= is_like;
+        }
+        match is_like_one {
             true => Self::Stops,
             false => Self::EndToEnd,
         }
@@ -164,10 +165,13 @@ pub(super) fn is_named_by_connection(name: &str, fields: &[Field<'_>]) -> bool {
 /// The number of a `Content-Length` (RFC 9112 §6.2): digits and nothing else.
 pub(super) fn length(value: &[u8]) -> Option<u64> {
     // More digits than any body has bytes; with them all readers agree on what the number is.
-    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+    if value.is_empty() || value.len() > 18 {
         return None;
     }
-    std::str::from_utf8(value).ok()?.parse().ok()
+    value.iter().try_fold(0, |length, byte| {
+        let is_digit = byte.is_ascii_digit();
+        is_digit.then(|| length * 10 + u64::from(byte - b'0'))
+    })
 }
 
 /// Writes a field.

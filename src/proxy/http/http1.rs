@@ -192,8 +192,9 @@ impl<D: Downstream> Visit<D> {
         self.connection.visitor(self.client.stream.secured())
     }
 
-    /// Carries the request whose head is at the front of the input.
-    async fn request(&mut self, len: usize) -> Next {
+    /// Carries the request whose head is at the front of the input. All that is looked at but once is so
+    /// before there is a future, which holds the rest, and that once.
+    fn request(&mut self, len: usize) -> BoxFuture<'_, Next> {
         let visitor = self.visitor();
         let client = &mut self.client;
         let mut out = Out::default();
@@ -209,12 +210,12 @@ impl<D: Downstream> Visit<D> {
                     terms,
                     upload,
                 };
-                carriage.run(&destination, out).await
+                carriage.start(destination, out)
             }
             Err(refusal) => {
                 record.refused(refusal);
                 write_refusal(client, &record, false, false);
-                Next::Linger
+                Box::pin(ready(Next::Linger))
             }
         }
     }
@@ -223,7 +224,7 @@ impl<D: Downstream> Visit<D> {
     /// done: most connections have no request, most of the time.
     fn busy(&mut self, next: Next) -> BoxFuture<'_, Next> {
         match next {
-            Next::Carry(len) => return Box::pin(self.request(len)),
+            Next::Carry(len) => return self.request(len),
             Next::GoOn(begun) => return self.go_on(*begun),
             Next::Wait => return Box::pin(self.wait()),
             _ => {}

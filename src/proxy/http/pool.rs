@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io::ErrorKind,
     pin::Pin,
     sync::Arc,
     task::{Context, Waker},
@@ -106,8 +107,14 @@ pub(in super::super) fn sweep() {
 /// knows what is readable.
 fn is_silent(stream: &mut Upstream) -> bool {
     let mut byte = [0];
-    let mut cx = Context::from_waker(Waker::noop());
-    Pin::new(stream)
-        .poll_read(&mut cx, &mut ReadBuf::new(&mut byte))
-        .is_pending()
+    let came = match stream {
+        Upstream::Tcp(stream) => stream.try_read(&mut byte),
+        Upstream::Unix(stream) => stream.try_read(&mut byte),
+        encrypted => {
+            let mut cx = Context::from_waker(Waker::noop());
+            let polled = Pin::new(encrypted).poll_read(&mut cx, &mut ReadBuf::new(&mut byte));
+            return polled.is_pending();
+        }
+    };
+    came.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::{Level, enabled, info};
+use tracing::{Level, enabled};
 
 pub(super) use self::saved::SavedRequest;
 use super::{
@@ -23,9 +23,9 @@ use super::{
     },
     head::Version,
     refusal::Refusal,
-    text,
     websocket::TunnelEnd,
 };
+use crate::log::record;
 
 /// How a request ended: by whom, and the name that shows in logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,22 +192,19 @@ impl Drop for RequestRecord {
         if !share::is_written(self.is_failure(), |hasher| hasher.write(self.id.as_bytes())) {
             return self.listener.stats().mine().left_out.count();
         }
-        info!(
+        record!(
             target: "homescar::request",
-            message = "request",
             listener = &**self.listener.name(),
-            client = display(match &self.client {
-                Some(client) => client.to_string(),
-                None => text::of_socket(self.peer),
-            }),
-            peer = self.client.is_some().then(|| display(text::of_socket(self.peer))),
-            id = self.id,
+            client = self.client.is_none().then_some(self.peer),
+            client = self.client,
+            peer = self.client.map(|_| self.peer),
+            id = &*self.id,
             version = match self.version {
                 Version::Http10 => "1.0",
                 Version::Http11 => "1.1",
                 Version::Http2 => "2",
             },
-            request = self.line,
+            request = &*self.line,
             status = (self.status != 0).then_some(self.status),
             key = &*self.key,
             slot = home.map(|home| &*home.slot().name),
@@ -223,9 +220,10 @@ impl Drop for RequestRecord {
             frames_down = self.tunnel.as_ref().map(|end| end.frames_down),
             by = self.outcome.by,
             reason = self.outcome.reason,
-            up,
-            down,
+            up = up,
+            down = down,
             ms = millis(took),
+            "request"
         );
     }
 }

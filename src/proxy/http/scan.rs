@@ -22,7 +22,7 @@ impl Scan {
     /// The length of the head, its empty line included, when it is all there. `bytes` are those of
     /// the last call and more behind them.
     pub(super) fn end(&mut self, bytes: &[u8]) -> Result<Option<usize>, BareLineFeed> {
-        while let Some(found) = memchr::memchr(b'\n', &bytes[self.at as usize..]) {
+        while let Some(found) = line_feed(&bytes[self.at as usize..]) {
             let feed = self.at as usize + found;
             if feed == 0 || bytes[feed - 1] != b'\r' {
                 return Err(BareLineFeed);
@@ -45,6 +45,23 @@ impl Scan {
     pub(super) const fn has_first_line(self) -> bool {
         self.has_line
     }
+}
+
+/// Where the first line feed is. Lines of heads are so short that wider steps than these take longer to
+/// begin than to end.
+fn line_feed(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    let (words, rest) = bytes.as_chunks();
+    for (index, word) in words.iter().enumerate() {
+        // Of a byte that is zero, and of none before the first such, this leaves the highest bit.
+        let others = u64::from_le_bytes(*word) ^ (ONES * u64::from(b'\n'));
+        let found = others.wrapping_sub(ONES) & !others & (ONES << 7);
+        if found != 0 {
+            return Some(8 * index + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let last = rest.iter().position(|byte| *byte == b'\n');
+    last.map(|at| 8 * words.len() + at)
 }
 
 fn place(at: usize) -> u32 {
@@ -85,6 +102,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn line_feeds_are_found_as_memchr_finds_them(bytes in proptest::collection::vec(prop_oneof![Just(b'\n'), 8..13_u8, any::<u8>()], 0..40), before in 0..20_usize) {
+            let mut all = vec![b'x'; before];
+            all.extend(bytes);
+            prop_assert_eq!(line_feed(&all), memchr::memchr(b'\n', &all));
+        }
+
         #[test]
         fn cuts_make_no_difference(text in "(\r\n){0,2}([ab:]{0,3}\r?\n?){0,6}", cuts in proptest::collection::vec(0usize..40, 0..6)) {
             let bytes = text.as_bytes();

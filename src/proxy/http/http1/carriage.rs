@@ -2,6 +2,7 @@
 
 use std::{mem, sync::Arc};
 
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::{Next, saved::Ongoing, write_refusal};
@@ -50,7 +51,7 @@ pub(super) struct Trial {
     pub(super) until: Option<Instant>,
 }
 
-/// How it ended.
+/// What comes of an attempt.
 enum Attempt {
     Over(Next),
     /// The request can be sent once more.
@@ -59,35 +60,51 @@ enum Attempt {
     Switched(Box<Backend>),
 }
 
-impl<D: Downstream> Carriage<'_, D> {
+impl<'a, D: Downstream> Carriage<'a, D> {
     /// Finds the request's home, and carries request and response.
-    pub(super) async fn run(self, destination: &Destination, out: Out) -> Next {
+    pub(super) fn start(mut self, destination: Destination, out: Out) -> BoxFuture<'a, Next> {
         let may_retry = self.terms.is_idempotent && self.terms.framing.is_empty();
         let is_plain = self.terms.websocket.is_none();
-        let mut search = destination.search(self.connection.record.listener().holds, is_plain);
-        self.run_with(destination, &mut search, (out, may_retry))
-            .await
+        Box::pin(async move {
+            let mut search = destination.search(self.connection.record.listener().holds, is_plain);
+            match self.run(&destination, &mut search, (out, may_retry)).await {
+                Ok(next) => next,
+                Err(backend) => self.becomes_tunnel(&destination, *backend),
+            }
+        })
     }
 
     /// Goes on where an earlier image of the program has stood still.
-    pub(super) async fn go_on(mut self, destination: &Destination, trial: Trial) -> Next {
-        let mut search = destination.search(self.connection.record.listener().holds, false);
-        match self.attempt(destination, trial).await {
-            Attempt::Over(next) => next,
-            Attempt::Switched(backend) => self.becomes_tunnel(destination, *backend),
-            Attempt::Again(out, is_reused) => match self.fails(&mut search, is_reused) {
-                Some(next) => next,
-                None => self.run_with(destination, &mut search, (out, false)).await,
-            },
-        }
+    pub(super) fn go_on(
+        mut self,
+        destination: Destination,
+        mut trial: Trial,
+    ) -> BoxFuture<'a, Next> {
+        Box::pin(async move {
+            let mut search = destination.search(self.connection.record.listener().holds, false);
+            let end = self.attempt(&destination, &mut trial).await;
+            let switched = match self.after(&destination, trial, end) {
+                Attempt::Over(next) => return next,
+                Attempt::Switched(backend) => Err(backend),
+                Attempt::Again(out, is_reused) => match self.fails(&mut search, is_reused) {
+                    Some(next) => return next,
+                    None => self.run(&destination, &mut search, (out, false)).await,
+                },
+            };
+            match switched {
+                Ok(next) => next,
+                Err(backend) => self.becomes_tunnel(&destination, *backend),
+            }
+        })
     }
 
-    async fn run_with(
-        mut self,
+    /// Gives the backend, when both sides speak another protocol now.
+    async fn run(
+        &mut self,
         destination: &Destination,
         search: &mut Search<'_>,
         (mut out, mut may_retry): (Out, bool),
-    ) -> Next {
+    ) -> Result<Next, Box<Backend>> {
         loop {
             let ticket = &self.connection.ticket;
             let connected = tokio::select! {
@@ -96,27 +113,28 @@ impl<D: Downstream> Carriage<'_, D> {
                 () = async {
                     ticket.is_busy(Passage::after(&self.client.stream));
                     self.client.gone().await;
-                } => return self.end(Outcome::CLIENT_GONE),
+                } => return Ok(self.end(Outcome::CLIENT_GONE)),
             };
             let connected = match connected {
                 Ok(connected) => connected,
-                Err(reason) => return self.unreached(reason),
+                Err(reason) => return Ok(self.unreached(reason)),
             };
             let home = self.record.journey.home.as_ref();
             let lesson = home.map(|home| destination.lesson(home));
-            let trial = Trial {
-                backend: Backend::new(connected.upstream, out),
+            let mut trial = Trial {
+                backend: Backend::new(connected.upstream, mem::take(&mut out)),
                 answer: Answer::new(&self.terms, lesson.unwrap_or_default()),
                 is_reused: connected.is_reused,
                 may_retry,
                 until: None,
             };
-            match self.attempt(destination, trial).await {
-                Attempt::Over(next) => return next,
-                Attempt::Switched(backend) => return self.becomes_tunnel(destination, *backend),
+            let end = self.attempt(destination, &mut trial).await;
+            match self.after(destination, trial, end) {
+                Attempt::Over(next) => return Ok(next),
+                Attempt::Switched(backend) => return Err(backend),
                 Attempt::Again(again, is_reused) => {
                     if let Some(next) = self.fails(search, is_reused) {
-                        return next;
+                        return Ok(next);
                     }
                     out = again;
                 }
@@ -135,39 +153,29 @@ impl<D: Downstream> Carriage<'_, D> {
             .then(|| self.answer(502, Outcome::new("backend", "gone")))
     }
 
-    async fn attempt(&mut self, destination: &Destination, trial: Trial) -> Attempt {
-        let Trial {
-            mut backend,
-            mut answer,
-            is_reused,
-            may_retry,
-            until,
-        } = trial;
-        let Some(home) = &self.record.journey.home else {
-            return Attempt::Over(match answer.status {
-                0 => self.answer(503, Outcome::new("proxy", "no_backend")),
-                _ => self.end(Outcome::CUT),
-            });
-        };
+    /// Gives how it ended; nothing when there is no backend.
+    async fn attempt(&mut self, destination: &Destination, trial: &mut Trial) -> Option<End> {
+        let home = self.record.journey.home.as_ref()?;
         self.connection.ticket.goes_to(home, destination.key());
         let extra = destination.extra(&self.record.id, home);
         let mut exchange = Exchange {
             client: self.client,
-            backend: &mut backend,
+            backend: &mut trial.backend,
             terms: &self.terms,
             extra: &extra,
             upload: &mut self.upload,
-            answer: &mut answer,
+            answer: &mut trial.answer,
             ticket: &self.connection.ticket,
             timeouts: &self.connection.settings.config.timeouts,
             response: destination.response_timeout(),
-            until,
+            until: trial.until,
         };
-        let end = loop {
+        loop {
             if let Some(end) = exchange.run().await {
-                break end;
+                return Some(end);
             }
-            let ongoing = Ongoing::of(&self.record, destination, &exchange, (is_reused, may_retry));
+            let attempt = (trial.is_reused, trial.may_retry);
+            let ongoing = Ongoing::of(&self.record, destination, &exchange, attempt);
             registry::offer(ongoing.carried(&self.connection.record, &exchange));
             registry::thawed().await;
             // The upgrade did not come.
@@ -175,6 +183,23 @@ impl<D: Downstream> Carriage<'_, D> {
                 exchange.client.stream.descriptor(),
                 exchange.backend.stream.descriptor(),
             ]);
+        }
+    }
+
+    /// What comes of an attempt that has ended so.
+    fn after(&mut self, destination: &Destination, trial: Trial, end: Option<End>) -> Attempt {
+        let Trial {
+            mut backend,
+            answer,
+            is_reused,
+            may_retry,
+            ..
+        } = trial;
+        let (Some(home), Some(end)) = (&self.record.journey.home, end) else {
+            return Attempt::Over(match answer.status {
+                0 => self.answer(503, Outcome::new("proxy", "no_backend")),
+                _ => self.end(Outcome::CUT),
+            });
         };
         self.record.status = answer.status;
         self.record.traffic = Traffic {

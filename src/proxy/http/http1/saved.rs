@@ -231,7 +231,6 @@ impl<D: Downstream> Visit<D> {
             terms: resumed.terms,
             upload: resumed.upload,
         };
-        let (destination, trial) = (resumed.destination, resumed.trial);
-        Box::pin(async move { carriage.go_on(&destination, trial).await })
+        carriage.go_on(resumed.destination, resumed.trial)
     }
 }
