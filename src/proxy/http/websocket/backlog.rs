@@ -1,7 +1,7 @@
 //! What one side of a WebSocket has not taken yet.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -34,10 +34,17 @@ impl Backlog {
         stream: &mut impl Side,
         mut bytes: &[u8],
     ) -> io::Result<()> {
-        if self.0.is_none()
-            && let Poll::Ready(taken) = Pin::new(stream).poll_write(cx, bytes)
-        {
-            bytes = &bytes[taken?..];
+        if self.0.is_none() {
+            // Nearly always there is room: whoever waits for that has more to do.
+            let taken = match stream.try_send(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    Pin::new(stream).poll_write(cx, bytes)
+                }
+                sent => Poll::Ready(sent),
+            };
+            if let Poll::Ready(taken) = taken {
+                bytes = &bytes[taken?..];
+            }
         }
         self.append(bytes);
         Ok(())

@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{io::ReadBuf, time::sleep_until};
+use tokio::{io::ReadBuf, task::coop::has_budget_remaining, time::sleep_until};
 
 use super::{
     backlog::Backlog,
@@ -144,6 +144,9 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
                 }
                 return Poll::Pending;
             }
+            if self.tunnel.client_waits && !self.down.may_read() {
+                return Poll::Pending;
+            }
             let read = buffers::scratch(|scratch| {
                 let mut read = ReadBuf::new(scratch);
                 let polled = Pin::new(&mut *self.down).poll_read(cx, &mut read);
@@ -158,6 +161,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
                 }
                 polled.map(|read| read.map(|()| !bytes.is_empty()).or(Err(true)))
             });
+            self.tunnel.client_waits = waits(&read);
             match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(true)) => {}
@@ -196,6 +200,9 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             if self.tunnel.backend_ended {
                 return self.after_backend(cx);
             }
+            if self.tunnel.backend_waits && !self.up.may_read() {
+                return Poll::Pending;
+            }
             let read = buffers::scratch(|scratch| {
                 let mut read = ReadBuf::new(scratch);
                 let polled = Pin::new(&mut *self.up).poll_read(cx, &mut read);
@@ -205,6 +212,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
                 }
                 polled.map(|read| read.map(|()| false).or(Err(false)))
             });
+            self.tunnel.backend_waits = waits(&read);
             match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(true)) => {}
@@ -328,4 +336,10 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             None => Outcome::new("backend", "gone"),
         }
     }
+}
+
+/// Whether this task is the one that is woken when there is more to read. It is not where it had to wait
+/// because other tasks had to get their turn.
+fn waits<T>(read: &Poll<T>) -> bool {
+    read.is_pending() && has_budget_remaining()
 }

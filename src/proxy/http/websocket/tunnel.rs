@@ -49,6 +49,10 @@ pub(in super::super) struct Tunnel {
     pub(super) first_close: Option<(Party, Option<u16>)>,
     pub(super) client_ended: bool,
     pub(super) backend_ended: bool,
+    /// This is woken when there is something to read of it.
+    pub(super) client_waits: bool,
+    /// The same of the other side.
+    pub(super) backend_waits: bool,
     pub(super) phase: Phase,
     /// Why it had to go, if it had.
     pub(super) asked: Option<Leaving>,
@@ -90,6 +94,8 @@ impl Tunnel {
             first_close: None,
             client_ended: false,
             backend_ended: false,
+            client_waits: false,
+            backend_waits: false,
             phase: Phase::Open,
             asked: None,
         };
