@@ -73,19 +73,21 @@ struct SavedClose {
 
 impl<D: Downstream> Upgraded<D> {
     /// What the next image has to know of it.
-    pub(super) fn saved(&self) -> SavedWebSocket {
+    pub(super) fn saved(&self) -> Option<SavedWebSocket> {
+        let record = &self.connection.record;
+        let request = self.brief.as_ref()?.saved(record.client());
         let ticket = &self.connection.ticket;
         // Who is in no slot has none of this.
         let stay = ticket.stay();
         let known = stay.as_ref().and_then(|stay| stay.known);
-        SavedWebSocket {
+        Some(SavedWebSocket {
             cluster: Arc::clone(self.cluster.name()),
-            request: self.record.saved(),
+            request,
             key: stay.map_or(0, |stay| stay.key.bits()),
             known: known.map(SlotId::bits),
             leaves: ticket.said().map(|(at, why)| (Moment::of(at), why)),
             tunnel: self.tunnel.saved(self.tunnel.patience(ticket)),
-        }
+        })
     }
 }
 

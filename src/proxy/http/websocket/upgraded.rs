@@ -1,7 +1,7 @@
 //! A client's whole connection that has become a WebSocket.
 
 use std::{
-    io, mem,
+    io::{self, ErrorKind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -18,7 +18,11 @@ use crate::{
         carried::Carried,
         connect::Upstream,
         connection::{Connection, Open},
-        http::{dispatch::Destination, record::RequestRecord},
+        http::{
+            dispatch::Destination,
+            record::{Brief, RequestRecord},
+        },
+        link::Pace,
         record::CloseReason,
         registry::{self, Leaving, Passage},
         relay::Side as _,
@@ -57,7 +61,8 @@ pub(super) struct Earlier {
 /// A connection that is a WebSocket: all that there is of it while it lasts, and so kept small.
 #[derive(Debug)]
 pub(in crate::proxy) struct Upgraded<D: Downstream> {
-    pub(super) record: RequestRecord,
+    /// There until the end.
+    pub(super) brief: Option<Brief>,
     upstream: Upstream,
     pub(super) tunnel: Tunnel,
     pub(super) cluster: Cluster,
@@ -65,19 +70,11 @@ pub(in crate::proxy) struct Upgraded<D: Downstream> {
     config: Arc<config::Cluster>,
     client: Open<D>,
     pub(super) connection: Connection,
+    /// There until it begins.
+    begun: Option<Box<Begun>>,
     /// That its client made before, with the one that it began with.
     requests: u32,
     pace: Pace,
-}
-
-/// Whether it moves.
-#[derive(Debug)]
-enum Pace {
-    /// It has not been polled yet.
-    Starts(Box<Begun>),
-    Goes,
-    /// It stands still: an upgrade is about to happen.
-    Stands,
 }
 
 impl WebSocket {
@@ -112,15 +109,16 @@ impl<D: Downstream> Upgraded<D> {
         requests: u32,
     ) -> Self {
         Self {
-            record: websocket.record,
+            brief: Some(websocket.record.brief()),
             upstream: websocket.upstream,
             tunnel: websocket.tunnel,
             config: Arc::clone(&websocket.cluster.load().config),
             cluster: websocket.cluster,
             client,
             connection,
+            begun: Some(Box::new(websocket.begun)),
             requests,
-            pace: Pace::Starts(Box::new(websocket.begun)),
+            pace: Pace::Starts,
         }
     }
 
@@ -132,7 +130,8 @@ impl<D: Downstream> Upgraded<D> {
         } = begun;
         let ticket = &self.connection.ticket;
         ticket.can_leave(waker.clone());
-        let home = self.record.journey.home.as_ref();
+        let home = self.brief.as_ref();
+        let home = home.and_then(|brief| brief.journey.home.as_ref());
         if let Some(home) = home {
             ticket.goes_to(home, key);
         }
@@ -160,15 +159,32 @@ impl<D: Downstream> Upgraded<D> {
 
     fn ends(&mut self, end: TunnelEnd) {
         self.connection.ticket.passes(Passage::Later);
-        self.record.tunnelled(end);
+        if let Some(mut record) = self.record() {
+            record.tunnelled(end);
+        }
         self.client.close();
         self.connection.record.requests = self.requests;
         self.connection.record.ends(CloseReason::ClientClosed);
     }
 
+    /// The record, which is written when it is dropped.
+    fn record(&mut self) -> Option<RequestRecord> {
+        let connection = &self.connection.record;
+        let listener = Arc::clone(connection.listener());
+        let brief = self.brief.take()?;
+        Some(brief.record(listener, connection.client()))
+    }
+
     fn carried(&self) -> io::Result<Carried> {
+        let saved = self.saved().ok_or(ErrorKind::NotFound)?;
         let record = &self.connection.record;
-        Carried::websocket(record, &*self.client, &self.upstream, self.saved())
+        Carried::websocket(record, &*self.client, &self.upstream, saved)
+    }
+}
+
+impl<D: Downstream> Drop for Upgraded<D> {
+    fn drop(&mut self) {
+        drop(self.record());
     }
 }
 
@@ -178,7 +194,7 @@ impl<D: Downstream> Future for Upgraded<D> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         loop {
-            match &this.pace {
+            match this.pace {
                 Pace::Goes => match ready!(this.poll_tunnel(cx)) {
                     Some(end) => return Poll::Ready(this.ends(end)),
                     None => {
@@ -186,10 +202,11 @@ impl<D: Downstream> Future for Upgraded<D> {
                         this.pace = Pace::Stands;
                     }
                 },
-                Pace::Starts(_) => {
-                    if let Pace::Starts(begun) = mem::replace(&mut this.pace, Pace::Goes) {
+                Pace::Starts => {
+                    if let Some(begun) = this.begun.take() {
                         this.starts(*begun, cx.waker());
                     }
+                    this.pace = Pace::Goes;
                 }
                 // Who thaws wakes everybody that stands still.
                 Pace::Stands if registry::is_frozen() => return Poll::Pending,
@@ -219,6 +236,6 @@ mod tests {
             false => 0,
         };
         let size = size_of::<Upgraded<TcpStream>>() - known;
-        assert!(size <= 584, "a WebSocket takes {size} bytes");
+        assert!(size <= 448, "a WebSocket takes {size} bytes");
     }
 }
