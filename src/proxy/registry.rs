@@ -216,7 +216,8 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
         for open in open.filter(|open| open.is_one_of(which)) {
             match (open.is_tunnel, which) {
                 (true, _) => {
-                    tunnels.extend(open.farewell().filter(|farewell| !farewell.was_said()))
+                    let farewell = open.farewell().filter(|farewell| !farewell.was_said());
+                    tunnels.extend(farewell.zip(open.waker.clone()));
                 }
                 // Its next request may go to another slot.
                 (false, Cut::Slot(_) | Cut::Generation(_)) => {}
@@ -232,8 +233,9 @@ pub(super) fn ask_to_leave(which: &Cut, spread: Duration, asked: Asked) {
     fastrand::shuffle(&mut tunnels);
     let share = spread / u32::try_from(tunnels.len().max(1)).unwrap_or(u32::MAX);
     let mut at = now;
-    for tunnel in tunnels {
-        tunnel.say(at + share.mul_f64(fastrand::f64()), Leaving::Drain);
+    for (farewell, waker) in tunnels {
+        farewell.say(at + share.mul_f64(fastrand::f64()), Leaving::Drain);
+        waker.wake();
         at += share;
     }
 }
@@ -342,6 +344,16 @@ impl Ticket {
                 open.waker = Some(waker);
             }
         });
+    }
+
+    /// When and why it has to go, if it was asked to.
+    pub(super) fn said(&self) -> Option<(Instant, Leaving)> {
+        OPEN.with_borrow(|open| open.get(self.place())?.farewell.as_ref()?.said())
+    }
+
+    /// What was noted of it as a WebSocket in a slot.
+    pub(super) fn stay(&self) -> Option<Arc<Stay>> {
+        OPEN.with_borrow(|open| open.get(self.place())?.stay.clone())
     }
 
     /// Whether it was asked to go.

@@ -33,6 +33,10 @@ struct Front {
 
 impl Front {
     async fn start(cluster: &str) -> Self {
+        Self::start_with("", cluster).await
+    }
+
+    async fn start_with(listener: &str, cluster: &str) -> Self {
         let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let homescar = Homescar::serve(&format!(
             r#"
@@ -41,6 +45,7 @@ impl Front {
             bind = "127.0.0.1:0"
             mode = "http"
             cluster = "app"
+            {listener}
             [cluster.app]
             backends = ["{}"]
             {cluster}
@@ -115,6 +120,47 @@ async fn messages_go_both_ways_and_are_counted() {
         (&"client".into(), &"closed".into())
     );
     assert_eq!(record["closed_by"], "client");
+}
+
+#[tokio::test]
+async fn one_that_is_idle_is_ended_and_one_that_is_not_is_not() {
+    const IDLE: Duration = Duration::from_millis(800);
+    let front = Front::start_with("timeouts = { idle = \"800ms\" }", "").await;
+    let [(mut silent, mut left), (mut client, mut backend)] =
+        [front.open().await, front.open().await];
+    // Either side keeps it.
+    let began = tokio::time::Instant::now();
+    let ended = async {
+        left.send(Message::text("first")).await.unwrap();
+        next(&mut silent).await;
+        let quiet_since = tokio::time::Instant::now();
+        let end = soon("its end", silent.next()).await;
+        assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+        quiet_since.elapsed()
+    };
+    let kept = async {
+        let mut from_client = true;
+        while began.elapsed() < 3 * IDLE {
+            tokio::time::sleep(IDLE / 4).await;
+            let text = Message::text("still here");
+            let (from, to) = match from_client {
+                true => (&mut client, &mut backend),
+                false => (&mut backend, &mut client),
+            };
+            from.send(text.clone()).await.unwrap();
+            assert_eq!(next(to).await, text);
+            from_client = !from_client;
+        }
+    };
+    let (after, ()) = tokio::join!(ended, kept);
+    assert!(after >= IDLE, "too early: {after:?}");
+    let record = front.record().await;
+    assert_eq!(
+        (&record["by"], &record["reason"], &record["frames_down"]),
+        (&"proxy".into(), &"idle_timeout".into(), &1.into())
+    );
+    let end = soon("the backend's end", left.next()).await;
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
 }
 
 #[tokio::test]

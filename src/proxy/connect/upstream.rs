@@ -104,6 +104,14 @@ impl Side for Upstream {
         each!(self, stream => stream.descriptor())
     }
 
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        each!(self, stream => stream.try_send(bytes))
+    }
+
+    fn may_read(&self) -> bool {
+        each!(self, stream => stream.may_read())
+    }
+
     fn is_unix(&self) -> bool {
         matches!(self, Self::Unix(_) | Self::TlsUnix(_))
     }

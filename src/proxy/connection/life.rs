@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::proxy::{
-    http::Visit,
+    http::{Upgraded, Visit},
     link::{Link, Pace, Step},
     secure::Downstream,
 };
@@ -17,12 +17,21 @@ pub(super) enum Lasting {
     /// It is relayed.
     Link(Box<Link>),
     /// It brings requests.
-    Visit(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Visit(Pin<Box<dyn Future<Output = Option<Self>> + Send>>),
+    /// It is a WebSocket.
+    Upgraded(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
 impl Lasting {
     pub(super) fn visit<D: Downstream + 'static>(mut visit: Visit<D>) -> Self {
-        Self::Visit(Box::pin(async move { visit.run().await }))
+        Self::Visit(Box::pin(async move {
+            let websocket = visit.run().await?;
+            Some(Self::upgraded(visit.upgraded(*websocket)))
+        }))
+    }
+
+    pub(super) fn upgraded<D: Downstream + 'static>(upgraded: Upgraded<D>) -> Self {
+        Self::Upgraded(Box::pin(upgraded))
     }
 }
 
@@ -33,7 +42,9 @@ pub(super) enum Life {
     /// It is relayed.
     Linked(Box<Link>, Pace),
     /// It brings requests.
-    Visits(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Visits(Pin<Box<dyn Future<Output = Option<Lasting>> + Send>>),
+    /// It is a WebSocket.
+    Upgraded(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// It has ended.
     Over,
 }
@@ -47,6 +58,7 @@ impl Life {
         match lasting {
             Lasting::Link(link) => Self::Linked(link, Pace::Starts),
             Lasting::Visit(visit) => Self::Visits(visit),
+            Lasting::Upgraded(upgraded) => Self::Upgraded(upgraded),
         }
     }
 
@@ -73,8 +85,12 @@ impl Future for Life {
                         other => other,
                     },
                 },
-                Self::Visits(visit) => {
-                    ready!(visit.as_mut().poll(cx));
+                Self::Visits(visit) => match ready!(visit.as_mut().poll(cx)) {
+                    Some(lasting) => Self::lasts(lasting),
+                    None => Self::Over,
+                },
+                Self::Upgraded(upgraded) => {
+                    ready!(upgraded.as_mut().poll(cx));
                     Self::Over
                 }
                 Self::Over => return Poll::Ready(()),

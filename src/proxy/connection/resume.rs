@@ -10,7 +10,7 @@ use crate::{
     affinity::AffinityKey,
     proxy::{
         carried::{Resumed, Way},
-        http::Visit,
+        http::{Upgraded, Visit},
         link::Link,
         listener::Settings,
         registry::Ticket,
@@ -50,7 +50,7 @@ pub(in crate::proxy) fn resume(
             Lasting::Link(Link::new(linked, client, connection))
         }
         Way::WebSocket(websocket) => {
-            Lasting::visit(Visit::of_websocket(client, websocket, connection))
+            Lasting::upgraded(Upgraded::new(client, *websocket, connection, 1))
         }
         Way::Visit(begun) => Lasting::visit(Visit::resumed(client, begun, connection)),
     })

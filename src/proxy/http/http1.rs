@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Duration, Instant, Sleep, sleep_until};
 
 pub(in crate::proxy) use self::saved::{ResumedVisit, SavedVisit};
-use self::{carriage::Carriage, saved::Begun};
+use self::{carriage::Carriage, saved::Resumed};
 use super::{
     super::{
         carried::Carried,
@@ -34,7 +34,7 @@ use super::{
     refusal::{Refusal, reason_phrase},
     request::Request,
     visitor::Visitor,
-    websocket::WebSocket,
+    websocket::{Upgraded, WebSocket},
 };
 
 /// For the next request of a client that could not know that its connection has to go.
@@ -48,7 +48,7 @@ pub(in crate::proxy) struct Visit<D: Downstream> {
     /// When it goes without another request, once it was asked to go.
     goes: Option<Pin<Box<Sleep>>>,
     /// What an earlier image of the program has begun.
-    begun: Option<Box<Begun>>,
+    begun: Option<Box<Resumed>>,
 }
 
 /// What comes after a request.
@@ -58,7 +58,7 @@ enum Next {
     /// It is here; its head has this length.
     Carry(usize),
     /// What an earlier image of the program has begun.
-    GoOn(Box<Begun>),
+    GoOn(Box<Resumed>),
     /// Nothing for now: an upgrade is about to happen.
     Wait,
     /// The end: all is said.
@@ -87,8 +87,8 @@ impl<D: Downstream> Visit<D> {
         }
     }
 
-    /// Serves the client to the end.
-    pub(in crate::proxy) async fn run(&mut self) {
+    /// Serves the client to the end, or until it has become a WebSocket.
+    pub(in crate::proxy) async fn run(&mut self) -> Option<Box<WebSocket>> {
         let waker = registry::own_waker().await;
         self.connection.ticket.can_leave(waker);
         let mut next = self.begun.take().map_or(Next::Request, Next::GoOn);
@@ -98,10 +98,17 @@ impl<D: Downstream> Visit<D> {
                     self.begin_to_wait();
                     poll_fn(|cx| self.poll(cx)).await
                 }
-                Next::Over => return,
+                Next::Over => return None,
+                Next::WebSocket(websocket) => return Some(websocket),
                 next => self.busy(next).await,
             };
         }
+    }
+
+    /// What it is once it has become this.
+    pub(in crate::proxy) fn upgraded(self, websocket: WebSocket) -> Upgraded<D> {
+        let Client { stream, heads, .. } = self.client;
+        Upgraded::new(stream, websocket, self.connection, heads)
     }
 
     fn begin_to_wait(&mut self) {
@@ -238,13 +245,6 @@ impl<D: Downstream> Visit<D> {
             }),
             Next::Linger => Box::pin(async {
                 self.client.linger().await;
-                self.ends()
-            }),
-            Next::WebSocket(websocket) => Box::pin(async {
-                let idle = self.connection.settings.config.timeouts.idle;
-                let Connection { record, ticket, .. } = &self.connection;
-                let stream = &mut *self.client.stream;
-                websocket.carry(stream, record, idle, ticket).await;
                 self.ends()
             }),
             Next::Http2 => Box::pin(self.http2()),

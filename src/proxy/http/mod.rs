@@ -46,5 +46,5 @@ pub(super) use self::{
     http2::serve as serve_http2,
     turn_away::{place, turn_away},
     visitor::Visitor,
-    websocket::{SavedWebSocket, WebSocket},
+    websocket::{SavedWebSocket, Upgraded, WebSocket},
 };

@@ -1,5 +1,6 @@
 //! One record per request: who asked for what, where it went, why there, and how it ended.
 
+mod brief;
 mod saved;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::{Level, enabled};
 
-pub(super) use self::saved::SavedRequest;
+pub(super) use self::{brief::Brief, saved::SavedRequest};
 use super::{
     super::{
         Listener,
@@ -71,6 +72,8 @@ pub(super) struct RequestRecord {
     is_tunnel: bool,
     /// How that ended.
     tunnel: Option<Box<TunnelEnd>>,
+    /// All that is known stands elsewhere now, and nothing is written here.
+    is_moved: bool,
 }
 
 impl RequestRecord {
@@ -90,6 +93,7 @@ impl RequestRecord {
             outcome: Outcome::CUT,
             is_tunnel: false,
             tunnel: None,
+            is_moved: false,
         }
     }
 
@@ -176,6 +180,9 @@ impl RequestRecord {
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
+        if self.is_moved {
+            return;
+        }
         let Traffic { up, down } = self.traffic;
         let home = self.journey.home.as_ref();
         let Detour {

@@ -5,7 +5,7 @@ mod duplex;
 mod exchange;
 mod reply;
 
-use std::sync::Arc;
+use std::{future::poll_fn, sync::Arc};
 
 use self::{
     duplex::Duplex,
@@ -16,7 +16,7 @@ use super::{
     super::{
         connect::Connected,
         record::{CloseReason, Traffic},
-        registry::Ticket,
+        registry::{Ticket, own_waker},
     },
     backend::Backend,
     body::Encoder,
@@ -270,22 +270,22 @@ impl Errand<'_> {
         };
         let home = self.record.journey.home.as_ref();
         let known = home.and_then(|home| destination.known(home));
-        let cluster = destination.cluster();
-        self.ticket
-            .is_tunnel(cluster, home, destination.key(), known);
+        let ticket = self.ticket;
+        let waker = own_waker().await;
+        ticket.can_leave(waker.clone());
+        ticket.is_tunnel(destination.cluster(), home, destination.key(), known);
+        ticket.is_relayed(waker, self.visitor.settings.config.timeouts.idle, false);
         self.record.becomes_tunnel();
         let config = destination.config();
         let from_backend = backend.take_rest();
         let conduct = Conduct {
-            idle: self.visitor.settings.config.timeouts.idle,
             drain: &config.drain,
-            farewell: &self.ticket.farewell(),
+            ticket,
         };
         let mut down = Duplex::new(&mut self.upload.body, stream);
-        let sides = (&mut down, &mut backend.stream);
-
         let mut tunnel = Tunnel::new(Out::default(), &[], &from_backend);
-        if let Some(end) = tunnel.run(sides, conduct).await {
+        let end = poll_fn(|cx| tunnel.poll(cx, (&mut down, &mut backend.stream), conduct));
+        if let Some(end) = end.await {
             self.record.tunnelled(end);
         }
         self.record.status = 200;

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{OPEN, Passage, Ticket};
+use super::{Farewell, OPEN, Passage, Ticket};
 
 /// So many looks within the time after which a connection is idle: it is ended at most a quarter of
 /// that later.
@@ -49,6 +49,23 @@ impl Quiet {
         }
     }
 
+    /// How long it may still be quiet, where that is limited.
+    fn patience(&self) -> Option<Duration> {
+        let so_far = if self.has_moved { 0 } else { self.so_far };
+        let left = self.limit.saturating_sub(so_far);
+        (self.limit > 0).then(|| Duration::from_millis(left.into()))
+    }
+
+    /// It may only be quiet for so long this time.
+    fn has_patience(&mut self, left: Duration) {
+        // Some of what the next look counts as quiet has passed already.
+        let unknown = self.limit / LOOKS;
+        self.so_far = self
+            .limit
+            .saturating_sub(millis(left).saturating_add(unknown));
+        self.has_moved = false;
+    }
+
     /// Another look, so long after the last one. True when it has been quiet for too long.
     const fn look(&mut self, passed: u32) -> bool {
         if self.has_moved {
@@ -63,6 +80,15 @@ impl Quiet {
     const fn is_too_long(&self) -> bool {
         self.limit > 0 && self.so_far >= self.limit && !self.has_moved
     }
+}
+
+/// What there is to know of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::proxy) struct Look {
+    /// No byte has moved for too long.
+    pub(in crate::proxy) is_idle: bool,
+    /// It was asked to go.
+    pub(in crate::proxy) is_asked: bool,
 }
 
 impl Ticket {
@@ -81,6 +107,7 @@ impl Ticket {
                     true => Passage::Now,
                     false => Passage::Never,
                 };
+                open.is_noted &= !can_be_carried;
                 open.quiet = Quiet::begin(idle);
             }
         });
@@ -107,6 +134,34 @@ impl Ticket {
                 open.quiet = Quiet::default();
             }
         });
+    }
+
+    /// How long the connection may still be quiet, where that is limited.
+    pub(in crate::proxy) fn patience(&self) -> Option<Duration> {
+        OPEN.with_borrow(|open| open.get(self.place())?.quiet.patience())
+    }
+
+    /// Notes that it may only be quiet for so long this time: it has been before.
+    pub(in crate::proxy) fn has_patience(&self, left: Duration) {
+        OPEN.with_borrow_mut(|open| {
+            if let Some(open) = open.get_mut(self.place()) {
+                open.quiet.has_patience(left);
+            }
+        });
+    }
+
+    /// What a connection that can be asked to go has to know, unless something has just moved.
+    pub(in crate::proxy) fn look(&self, has_moved: bool) -> Look {
+        OPEN.with_borrow_mut(|open| {
+            let Some(open) = open.get_mut(self.place()) else {
+                return Look::default();
+            };
+            open.quiet.has_moved |= has_moved;
+            Look {
+                is_idle: open.quiet.is_too_long(),
+                is_asked: open.farewell.as_ref().is_some_and(Farewell::was_said),
+            }
+        })
     }
 
     /// Whether the connection is idle, unless something has just moved.
@@ -181,5 +236,24 @@ mod tests {
         assert!(!look(true), "it moved just in time");
         assert!(!(0..7).any(|_| look(false)));
         assert!(look(false));
+    }
+
+    #[test]
+    fn who_was_quiet_before_may_be_so_for_the_rest() {
+        let millis = |left| Some(Duration::from_millis(left));
+        let mut quiet = Quiet {
+            limit: 80,
+            so_far: 50,
+            has_moved: false,
+        };
+        assert_eq!(quiet.patience(), millis(30));
+        quiet.has_moved = true;
+        assert_eq!(quiet.patience(), millis(80));
+        quiet.has_patience(Duration::from_millis(30));
+        assert!(!(0..3).any(|_| quiet.look(10)), "as if it came just now");
+        assert!(quiet.look(10));
+        quiet.has_patience(Duration::MAX);
+        assert_eq!(quiet.patience(), millis(80));
+        assert_eq!(Quiet::default().patience(), None);
     }
 }

@@ -1,6 +1,6 @@
 //! WebSockets of this thread that are in another slot than their own.
 
-use std::sync::Arc;
+use std::{sync::Arc, task::Waker};
 
 use tokio::{task::yield_now, time::Instant};
 
@@ -38,16 +38,19 @@ pub(in crate::proxy) async fn strays(snapshot: Arc<Snapshot>) -> (Vec<(usize, Ar
 
 /// Asks one of them to go home. False when it is gone or goes anyway.
 pub(in crate::proxy) fn send_home(place: usize, stay: &Arc<Stay>) -> bool {
-    OPEN.with_borrow(|open| {
-        let same = open.get(place).filter(|open| {
+    OPEN.with_borrow_mut(|open| {
+        let same = open.get_mut(place).filter(|open| {
             let own = open.stay.as_ref();
             own.is_some_and(|own| Arc::ptr_eq(own, stay))
         });
-        let farewell = same.and_then(|open| open.farewell.as_ref());
-        let Some(farewell) = farewell.filter(|farewell| !farewell.was_said()) else {
+        let Some(open) = same else {
+            return false;
+        };
+        let Some(farewell) = open.farewell().filter(|farewell| !farewell.was_said()) else {
             return false;
         };
         farewell.say(Instant::now(), Leaving::Home);
+        open.waker.iter().for_each(Waker::wake_by_ref);
         true
     })
 }

@@ -51,6 +51,12 @@ pub(in crate::proxy) trait Side: AsyncRead + AsyncWrite + Unpin {
         Err(ErrorKind::WouldBlock.into())
     }
 
+    /// Whether there may be something to read. If not, nothing has come since a read had to wait, and who
+    /// waited then is still the one that is woken.
+    fn may_read(&self) -> bool {
+        true
+    }
+
     /// Whether it is a Unix socket.
     fn is_unix(&self) -> bool {
         false
@@ -70,6 +76,10 @@ macro_rules! socket {
 
         fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
             SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL)
+        }
+
+        fn may_read(&self) -> bool {
+            self.try_io(Interest::READABLE, || Ok(())).is_ok()
         }
 
         fn poll_io<T>(
@@ -147,6 +157,10 @@ macro_rules! as_inside {
 
         fn try_send(&self, bytes: &[u8]) -> std::io::Result<usize> {
             <$inside>::try_send(self, bytes)
+        }
+
+        fn may_read(&self) -> bool {
+            <$inside>::may_read(self)
         }
 
         fn is_unix(&self) -> bool {

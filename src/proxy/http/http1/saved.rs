@@ -1,7 +1,7 @@
 //! A client's connection between two of its moments, for the next image of the program: idle, or with
 //! a request on its way. What makes no sense is not read.
 
-use std::{future::ready, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,6 @@ use crate::{
             out::Out,
             record::{RequestRecord, SavedRequest},
             request::Terms,
-            websocket::WebSocket,
         },
         record::ConnectionRecord,
         relay::Side,
@@ -62,14 +61,7 @@ pub(super) struct Ongoing {
     until: Option<Moment>,
 }
 
-/// What an earlier image of the program has begun on a connection.
-#[derive(Debug)]
-pub(super) enum Begun {
-    WebSocket(Box<WebSocket>),
-    Request(Box<Resumed>),
-}
-
-/// A request on its way, again.
+/// A request on its way that an earlier image of the program has begun.
 #[derive(Debug)]
 pub(super) struct Resumed {
     record: RequestRecord,
@@ -191,21 +183,7 @@ impl Visit<TcpStream> {
         let mut visit = Self::new(client, resumed.input, connection);
         visit.client.out = Out::holding(resumed.out);
         visit.client.heads = resumed.heads;
-        visit.begun = resumed
-            .request
-            .map(|request| Box::new(Begun::Request(request)));
-        visit
-    }
-
-    /// One whose client has become this in an earlier image.
-    pub(in crate::proxy) fn of_websocket(
-        client: Open<TcpStream>,
-        websocket: Box<WebSocket>,
-        connection: Connection,
-    ) -> Self {
-        let mut visit = Self::new(client, Vec::new(), connection);
-        visit.client.heads = 1;
-        visit.begun = Some(Box::new(Begun::WebSocket(websocket)));
+        visit.begun = resumed.request;
         visit
     }
 }
@@ -219,11 +197,7 @@ impl<D: Downstream> Visit<D> {
     }
 
     /// Goes on with what an earlier image has begun.
-    pub(super) fn go_on(&mut self, begun: Begun) -> BoxFuture<'_, Next> {
-        let resumed = match begun {
-            Begun::WebSocket(websocket) => return Box::pin(ready(Next::WebSocket(websocket))),
-            Begun::Request(resumed) => *resumed,
-        };
+    pub(super) fn go_on(&mut self, resumed: Resumed) -> BoxFuture<'_, Next> {
         let carriage = Carriage {
             client: &mut self.client,
             connection: &self.connection,

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, RequestRecord, Version};
+use super::{Brief, Outcome, RequestRecord, Version};
 use crate::{
     cluster::Snapshot,
     handover::Moment,
@@ -72,6 +72,25 @@ impl RequestRecord {
             outcome: Outcome::CUT,
             is_tunnel,
             tunnel: None,
+            is_moved: false,
+        }
+    }
+}
+
+impl Brief {
+    /// What the next image has to know of it, of a request that came from this peer.
+    pub(in super::super) fn saved(&self, peer: SocketAddr) -> SavedRequest {
+        let (id, line) = self.text();
+        SavedRequest {
+            peer,
+            client: self.client,
+            began: Moment::of(self.began),
+            version: self.version,
+            line: line.to_owned(),
+            id: id.to_owned(),
+            journey: self.journey.saved(),
+            key: self.key.clone(),
+            status: self.status,
         }
     }
 }

@@ -3,19 +3,19 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use tokio::{io::ReadBuf, time::Instant};
+use tokio::{io::ReadBuf, task::coop::has_budget_remaining, time::sleep_until};
 
 use super::{
+    backlog::Backlog,
     frame::{Direction, close},
-    tunnel::{LAST, Phase, Tunnel},
+    tunnel::{Conduct, Party, Phase, Tunnel},
 };
 use crate::{
     config::Drain,
     proxy::{
-        http::{body::Encoder, buffers, deadline::Deadline, out::Out, record::Outcome},
+        http::{buffers, record::Outcome},
         registry::Leaving,
         relay::Side,
     },
@@ -25,17 +25,13 @@ use crate::{
 const READS_PER_TURN: usize = 16;
 /// What a client is told that is sent to its own slot.
 const GOING_HOME: &str = "rebalance";
-/// For a client to answer a Close frame.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// A WebSocket and its two sides.
 pub(super) struct Carriage<'a, D, U> {
     pub(super) down: &'a mut D,
     pub(super) up: &'a mut U,
     pub(super) tunnel: &'a mut Tunnel,
-    pub(super) deadline: Deadline,
-    pub(super) idle: Duration,
-    pub(super) drain: &'a Drain,
+    pub(super) conduct: Conduct<'a>,
 }
 
 /// How it is over, and whether in an orderly way.
@@ -43,6 +39,9 @@ pub(super) type Over = (Outcome, bool);
 
 impl<D: Side, U: Side> Carriage<'_, D, U> {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        if self.tunnel.goes.is_some() {
+            self.poll_goes(cx);
+        }
         let before = (self.tunnel.traffic, self.tunnel.phase);
         self.leave();
         if let Poll::Ready(over) = self.poll_down(cx) {
@@ -51,25 +50,47 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
         if let Poll::Ready(over) = self.poll_up(cx) {
             return Poll::Ready(over);
         }
-        self.tunnel.to_down.release();
-        self.tunnel.to_up.release();
         self.note_closes();
         if before.1 != self.tunnel.phase {
-            let patience = match self.tunnel.phase {
-                Phase::Open | Phase::Leaving => self.idle,
-                Phase::Said => ANSWER,
-                Phase::Ending => LAST,
-            };
-            self.deadline.set(Instant::now() + patience);
-        } else if before.0 != self.tunnel.traffic
-            && matches!(self.tunnel.phase, Phase::Open | Phase::Leaving)
+            self.tunnel.begins_phase();
+        }
+        let has_moved = before != (self.tunnel.traffic, self.tunnel.phase);
+        let look = self.conduct.ticket.look(has_moved);
+        if look.is_asked {
+            self.is_asked(cx);
+        }
+        let is_too_late = match &mut self.tunnel.timer {
+            Some(timer) => timer.as_mut().poll(cx).is_ready(),
+            None => look.is_idle && self.tunnel.phase.lasts(),
+        };
+        match is_too_late {
+            true => Poll::Ready(self.too_late(cx)),
+            false => Poll::Pending,
+        }
+    }
+
+    /// It was asked to go, at some time.
+    fn is_asked(&mut self, cx: &Context<'_>) {
+        if self.tunnel.asked.is_none()
+            && self.tunnel.goes.is_none()
+            && let Some((at, _)) = self.conduct.ticket.said()
         {
-            self.deadline.set(Instant::now() + self.idle);
+            self.tunnel.goes = Some(Box::pin(sleep_until(at)));
+            cx.waker().wake_by_ref();
         }
-        if self.deadline.poll(cx).is_pending() {
-            return Poll::Pending;
+    }
+
+    /// Waits for that time.
+    fn poll_goes(&mut self, cx: &mut Context<'_>) {
+        let goes = self.tunnel.goes.as_mut();
+        if goes.is_none_or(|goes| goes.as_mut().poll(cx).is_pending()) {
+            return;
         }
-        Poll::Ready(self.too_late(cx))
+        self.tunnel.goes = None;
+        self.tunnel.asked = self.conduct.ticket.said().map(|(_, why)| why);
+        if self.tunnel.phase == Phase::Open {
+            self.tunnel.phase = Phase::Leaving;
+        }
     }
 
     /// Says goodbye to the client, if that is due and no frame is in the way.
@@ -90,7 +111,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             close_code,
             close_reason,
             ..
-        } = self.drain;
+        } = self.conduct.drain;
         let reason = match self.tunnel.asked {
             Some(Leaving::Home) => GOING_HOME,
             Some(Leaving::Drain) | None => close_reason,
@@ -100,7 +121,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
         self.tunnel.to_down.append(&frame);
         self.tunnel
             .first_close
-            .get_or_insert(("proxy", Some(*close_code)));
+            .get_or_insert((Party::Proxy, Some(*close_code)));
         self.tunnel.phase = Phase::Said;
     }
 
@@ -123,6 +144,9 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
                 }
                 return Poll::Pending;
             }
+            if self.tunnel.client_waits && !self.down.may_read() {
+                return Poll::Pending;
+            }
             let read = buffers::scratch(|scratch| {
                 let mut read = ReadBuf::new(scratch);
                 let polled = Pin::new(&mut *self.down).poll_read(cx, &mut read);
@@ -131,12 +155,13 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
                     self.tunnel.upward.feed(bytes);
                     self.tunnel.traffic.up += bytes.len() as u64;
                     if !self.tunnel.backend_ended {
-                        let sent = self.tunnel.to_up.data(cx, self.up, Encoder::Plain, bytes);
+                        let sent = self.tunnel.to_up.data(cx, self.up, bytes);
                         return Poll::Ready(sent.map(|()| true).or(Err(false)));
                     }
                 }
                 polled.map(|read| read.map(|()| !bytes.is_empty()).or(Err(true)))
             });
+            self.tunnel.client_waits = waits(&read);
             match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(true)) => {}
@@ -175,6 +200,9 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             if self.tunnel.backend_ended {
                 return self.after_backend(cx);
             }
+            if self.tunnel.backend_waits && !self.up.may_read() {
+                return Poll::Pending;
+            }
             let read = buffers::scratch(|scratch| {
                 let mut read = ReadBuf::new(scratch);
                 let polled = Pin::new(&mut *self.up).poll_read(cx, &mut read);
@@ -184,6 +212,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
                 }
                 polled.map(|read| read.map(|()| false).or(Err(false)))
             });
+            self.tunnel.backend_waits = waits(&read);
             match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(true)) => {}
@@ -203,7 +232,12 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
     fn forward(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> std::io::Result<()> {
         let used = match self.tunnel.phase {
             Phase::Said => return Ok(()),
-            Phase::Ending if self.tunnel.first_close.is_some_and(|(by, _)| by == "proxy") => {
+            Phase::Ending
+                if self
+                    .tunnel
+                    .first_close
+                    .is_some_and(|(by, _)| by == Party::Proxy) =>
+            {
                 return Ok(());
             }
             Phase::Open | Phase::Ending => {
@@ -213,9 +247,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             Phase::Leaving => self.tunnel.downward.feed_frame(bytes),
         };
         self.tunnel.traffic.down += used as u64;
-        self.tunnel
-            .to_down
-            .data(cx, self.down, Encoder::Plain, &bytes[..used])?;
+        self.tunnel.to_down.data(cx, self.down, &bytes[..used])?;
         self.note_closes();
         if self.tunnel.phase == Phase::Leaving && self.tunnel.downward.is_between_frames() {
             self.leave();
@@ -247,7 +279,7 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
     /// The backend's connection was reset.
     fn backend_lost(&mut self, cx: &Context<'_>) -> Poll<Over> {
         self.tunnel.backend_ended = true;
-        self.tunnel.to_up = Out::default();
+        self.tunnel.to_up = Backlog::default();
         match self.tunnel.phase {
             Phase::Open | Phase::Leaving
                 if self.tunnel.downward.is_between_frames()
@@ -269,7 +301,9 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
             Phase::Said | Phase::Ending => {
                 if !self.tunnel.backend_ended && self.tunnel.upward.is_between_frames() {
                     // So that the backend knows.
-                    close(self.tunnel.to_up.buffer(), Direction::FromClient, 1001, "");
+                    let mut frame = Vec::new();
+                    close(&mut frame, Direction::FromClient, 1001, "");
+                    self.tunnel.to_up.append(&frame);
                     let _gone = self.tunnel.to_up.poll_flush(cx, self.up);
                 }
                 (self.how_it_ended(), true)
@@ -280,8 +314,8 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
     fn note_closes(&mut self) {
         let (client, backend) = (self.tunnel.upward.close, self.tunnel.downward.close);
         if self.tunnel.first_close.is_none() {
-            let backend = backend.map(|code| ("backend", code));
-            self.tunnel.first_close = backend.or_else(|| client.map(|code| ("client", code)));
+            let backend = backend.map(|code| (Party::Backend, code));
+            self.tunnel.first_close = backend.or_else(|| client.map(|code| (Party::Client, code)));
         }
         if self.tunnel.phase == Phase::Open && client.is_some() && backend.is_some() {
             self.tunnel.phase = Phase::Ending;
@@ -289,16 +323,23 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
     }
 
     fn how_it_ended(&self) -> Outcome {
-        match self.tunnel.first_close {
-            Some(("proxy", _)) if self.tunnel.asked == Some(Leaving::Home) => {
+        let asked = self.tunnel.asked;
+        match self.tunnel.first_close.map(|(by, _)| by) {
+            Some(Party::Proxy) if asked == Some(Leaving::Home) => {
                 Outcome::new("proxy", "rebalanced")
             }
-            Some(("proxy", _)) if self.tunnel.backend_ended && self.tunnel.asked.is_none() => {
+            Some(Party::Proxy) if self.tunnel.backend_ended && asked.is_none() => {
                 Outcome::new("backend", "gone")
             }
-            Some((by, _)) => Outcome::new(by, "closed"),
+            Some(by) => Outcome::new(by.as_str(), "closed"),
             None if self.tunnel.client_ended => Outcome::new("client", "gone"),
             None => Outcome::new("backend", "gone"),
         }
     }
+}
+
+/// Whether this task is the one that is woken when there is more to read. It is not where it had to wait
+/// because other tasks had to get their turn.
+fn waits<T>(read: &Poll<T>) -> bool {
+    read.is_pending() && has_budget_remaining()
 }

@@ -3,6 +3,7 @@
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub(super) use self::frame::{Direction, Tracker};
 
+mod backlog;
 mod carriage;
 mod frame;
 mod saved;
@@ -10,4 +11,7 @@ mod tunnel;
 mod upgraded;
 
 pub(super) use self::tunnel::{Conduct, Tunnel, TunnelEnd};
-pub(in crate::proxy) use self::{saved::SavedWebSocket, upgraded::WebSocket};
+pub(in crate::proxy) use self::{
+    saved::SavedWebSocket,
+    upgraded::{Upgraded, WebSocket},
+};

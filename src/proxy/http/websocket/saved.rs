@@ -7,9 +7,10 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use tokio::time::Instant;
 
 use super::{
+    backlog::Backlog,
     frame::{Direction, Tracker},
-    tunnel::{Phase, Tunnel},
-    upgraded::WebSocket,
+    tunnel::{Party, Phase, Tunnel},
+    upgraded::{Begun, Earlier, Upgraded, WebSocket},
 };
 use crate::{
     affinity::{AffinityKey, SlotId},
@@ -23,6 +24,7 @@ use crate::{
         },
         record::Traffic,
         registry::Leaving,
+        secure::Downstream,
     },
 };
 
@@ -69,27 +71,27 @@ struct SavedClose {
     code: Option<u16>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Party {
-    Client,
-    Backend,
-    Proxy,
+impl<D: Downstream> Upgraded<D> {
+    /// What the next image has to know of it.
+    pub(super) fn saved(&self) -> Option<SavedWebSocket> {
+        let record = &self.connection.record;
+        let request = self.brief.as_ref()?.saved(record.client());
+        let ticket = &self.connection.ticket;
+        // Who is in no slot has none of this.
+        let stay = ticket.stay();
+        let known = stay.as_ref().and_then(|stay| stay.known);
+        Some(SavedWebSocket {
+            cluster: Arc::clone(self.cluster.name()),
+            request,
+            key: stay.map_or(0, |stay| stay.key.bits()),
+            known: known.map(SlotId::bits),
+            leaves: ticket.said().map(|(at, why)| (Moment::of(at), why)),
+            tunnel: self.tunnel.saved(self.tunnel.patience(ticket)),
+        })
+    }
 }
 
 impl WebSocket {
-    /// What the next image has to know of it, which `leaves` then.
-    pub(super) fn saved(&self, leaves: Option<(Instant, Leaving)>) -> SavedWebSocket {
-        SavedWebSocket {
-            cluster: Arc::clone(self.cluster.name()),
-            request: self.record.saved(),
-            key: self.key.bits(),
-            known: self.known.map(SlotId::bits),
-            leaves: leaves.map(|(at, why)| (Moment::of(at), why)),
-            tunnel: self.tunnel.saved(),
-        }
-    }
-
     /// The same again; nothing when its cluster is not there.
     pub(in crate::proxy) fn resumed(
         saved: SavedWebSocket,
@@ -111,25 +113,22 @@ impl WebSocket {
         Some(Self {
             record: RequestRecord::resumed(request, Arc::clone(listener), &snapshot, true),
             upstream,
+            begun: Begun {
+                key: AffinityKey::from_bits(key),
+                known: known.map(SlotId::from_bits),
+                earlier: Some(Earlier {
+                    leaves: leaves.map(|(at, why)| (at.instant(), why)),
+                    patience: tunnel.patience.map(Moment::instant),
+                }),
+            },
             tunnel: Tunnel::resumed(tunnel),
-            key: AffinityKey::from_bits(key),
-            known: known.map(SlotId::from_bits),
-            leaves: leaves.map(|(at, why)| (at.instant(), why)),
             cluster,
         })
     }
 }
 
 impl Tunnel {
-    fn saved(&self) -> SavedTunnel {
-        let close = |(by, code): (&str, _)| SavedClose {
-            by: match by {
-                "client" => Party::Client,
-                "backend" => Party::Backend,
-                _ => Party::Proxy,
-            },
-            code,
-        };
+    fn saved(&self, patience: Option<Instant>) -> SavedTunnel {
         SavedTunnel {
             to_up: self.to_up.waiting().to_vec(),
             to_down: self.to_down.waiting().to_vec(),
@@ -138,36 +137,30 @@ impl Tunnel {
             client_ended: self.client_ended,
             backend_ended: self.backend_ended,
             phase: self.phase,
-            first_close: self.first_close.map(close),
+            first_close: self.first_close.map(|(by, code)| SavedClose { by, code }),
             asked: self.asked,
             up: self.traffic.up,
             down: self.traffic.down,
-            patience: self.patience.map(Moment::of),
+            patience: patience.map(Moment::of),
         }
     }
 
     fn resumed(saved: SavedTunnel) -> Self {
-        let close = |SavedClose { by, code }| match by {
-            Party::Client => ("client", code),
-            Party::Backend => ("backend", code),
-            Party::Proxy => ("proxy", code),
+        let mut tunnel = Self::new(Out::default(), &[], &[]);
+        tunnel.to_up = Backlog::holding(saved.to_up);
+        tunnel.to_down = Backlog::holding(saved.to_down);
+        tunnel.upward = saved.upward;
+        tunnel.downward = saved.downward;
+        tunnel.client_ended = saved.client_ended;
+        tunnel.backend_ended = saved.backend_ended;
+        tunnel.phase = saved.phase;
+        tunnel.first_close = saved.first_close.map(|SavedClose { by, code }| (by, code));
+        tunnel.asked = saved.asked;
+        tunnel.traffic = Traffic {
+            up: saved.up,
+            down: saved.down,
         };
-        Self {
-            to_up: Out::holding(saved.to_up),
-            to_down: Out::holding(saved.to_down),
-            upward: saved.upward,
-            downward: saved.downward,
-            client_ended: saved.client_ended,
-            backend_ended: saved.backend_ended,
-            phase: saved.phase,
-            first_close: saved.first_close.map(close),
-            asked: saved.asked,
-            traffic: Traffic {
-                up: saved.up,
-                down: saved.down,
-            },
-            patience: saved.patience.map(Moment::instant),
-        }
+        tunnel
     }
 }
 
@@ -194,33 +187,33 @@ mod tests {
     use super::*;
 
     fn tunnel() -> Tunnel {
-        let now = Instant::now() + Duration::from_secs(60);
         let mut tunnel = Tunnel::new(Out::default(), &[0x82, 0xfe, 1], &[0x81, 2, b'h']);
-        tunnel.first_close = Some(("backend", None));
+        tunnel.first_close = Some((Party::Backend, None));
         tunnel.phase = Phase::Leaving;
         tunnel.asked = Some(Leaving::Home);
-        tunnel.patience = Some(now);
         tunnel
     }
 
     #[test]
     fn a_tunnel_goes_on_where_it_stood_still() {
-        let saved = tunnel().saved();
+        let until = Some(Instant::now() + Duration::from_secs(60));
+        let saved = tunnel().saved(until);
         let text = serde_json::to_string(&saved).unwrap();
         let again: SavedTunnel = serde_json::from_str(&text).unwrap();
         assert_eq!(again, saved);
         let mut resumed = Tunnel::resumed(again);
-        assert_eq!(resumed.saved(), saved);
+        let patience = saved.patience.map(Moment::instant);
+        assert_eq!(resumed.saved(patience), saved);
         assert_eq!(resumed.to_up.waiting(), [0x82, 0xfe, 1]);
         resumed.downward.feed(b"i");
         assert!(resumed.downward.is_between_frames());
         assert_eq!(resumed.downward.frames, 1);
-        assert_eq!(resumed.first_close, Some(("backend", None)));
+        assert_eq!(resumed.first_close, Some((Party::Backend, None)));
     }
 
     #[test]
     fn what_makes_no_sense_is_not_read() {
-        let saved = tunnel().saved();
+        let saved = tunnel().saved(None);
         let good = serde_json::to_value(&saved).unwrap();
         let wrong = |path: &[&str], value: serde_json::Value| {
             let mut text = good.clone();

@@ -37,7 +37,7 @@ impl From<Tracker> for SavedTracker {
     fn from(tracker: Tracker) -> Self {
         let frame = match tracker.state {
             State::Header { bytes, have } => SavedFrame::Header {
-                bytes: bytes[..have].to_vec(),
+                bytes: bytes[..usize::from(have)].to_vec(),
             },
             State::Payload { left } => SavedFrame::Payload { left },
             State::Close {
@@ -46,9 +46,9 @@ impl From<Tracker> for SavedTracker {
                 code,
                 have,
             } => SavedFrame::Close {
-                left,
+                left: left.into(),
                 key,
-                code: code[..have].to_vec(),
+                code: code[..usize::from(have)].to_vec(),
             },
             State::Lost => SavedFrame::Lost,
         };
@@ -70,7 +70,8 @@ impl TryFrom<SavedTracker> for Tracker {
             SavedFrame::Header { bytes } => {
                 tracker.feed(&bytes);
                 let have = bytes.len();
-                if !matches!(tracker.state, State::Header { have: now, .. } if now == have) {
+                if !matches!(tracker.state, State::Header { have: now, .. } if usize::from(now) == have)
+                {
                     return Err("more than the beginning of a frame's header");
                 }
             }
@@ -79,16 +80,15 @@ impl TryFrom<SavedTracker> for Tracker {
             }
             SavedFrame::Close { left, key, code } if (1..=125).contains(&left) => {
                 let mut bytes = [0; 2];
-                let have = code.len();
                 let begun = bytes
-                    .get_mut(..have)
+                    .get_mut(..code.len())
                     .ok_or("a code of more than two bytes")?;
                 begun.copy_from_slice(&code);
                 tracker.state = State::Close {
-                    left,
+                    left: left as u8,
                     key,
                     code: bytes,
-                    have,
+                    have: code.len() as u8,
                 };
             }
             SavedFrame::Lost => tracker.state = State::Lost,
