@@ -56,8 +56,8 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
         }
         let has_moved = before != (self.tunnel.traffic, self.tunnel.phase);
         let look = self.conduct.ticket.look(has_moved);
-        if look.is_asked {
-            self.is_asked(cx);
+        if look.is_asked && self.is_asked(cx) {
+            return self.poll(cx);
         }
         let is_too_late = match &mut self.tunnel.timer {
             Some(timer) => timer.as_mut().poll(cx).is_ready(),
@@ -69,15 +69,17 @@ impl<D: Side, U: Side> Carriage<'_, D, U> {
         }
     }
 
-    /// It was asked to go, at some time.
-    fn is_asked(&mut self, cx: &Context<'_>) {
+    /// It was asked to go, at some time. True when that is only known now, and has come.
+    fn is_asked(&mut self, cx: &mut Context<'_>) -> bool {
         if self.tunnel.asked.is_none()
             && self.tunnel.goes.is_none()
             && let Some((at, _)) = self.conduct.ticket.said()
         {
             self.tunnel.goes = Some(Box::pin(sleep_until(at)));
-            cx.waker().wake_by_ref();
+            self.poll_goes(cx);
+            return self.tunnel.asked.is_some();
         }
+        false
     }
 
     /// Waits for that time.

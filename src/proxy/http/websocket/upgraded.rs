@@ -196,7 +196,10 @@ impl<D: Downstream> Future for Upgraded<D> {
         loop {
             match this.pace {
                 Pace::Goes => match ready!(this.poll_tunnel(cx)) {
-                    Some(end) => return Poll::Ready(this.ends(end)),
+                    Some(end) => {
+                        this.ends(end);
+                        return Poll::Ready(());
+                    }
                     None => {
                         registry::offer(this.carried());
                         this.pace = Pace::Stands;
