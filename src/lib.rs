@@ -76,13 +76,14 @@
 //! |---|---|
 //! | [`affinity`] | nothing of ours |
 //! | [`metrics`] | nothing of ours |
+//! | [`text`] | nothing of ours |
 //! | [`config`] | nothing of ours |
 //! | [`handover`] | nothing of ours |
-//! | [`log`] | `config` |
+//! | [`log`] | `config`, `text` |
 //! | [`tls`] | `config`, `handover` |
 //! | [`cluster`] | `affinity`, `config`, `handover`, `metrics`, `tls` |
 //! | [`health`], [`supervisor`] | `cluster`, `config`; never each other, never `proxy`; `health` also `tls`, `supervisor` also `handover` |
-//! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `log`, `metrics`, `tls` |
+//! | [`proxy`] | `cluster`, `affinity`, `config`, `handover`, `log`, `metrics`, `text`, `tls` |
 //! | [`direct`] | `proxy`, `cluster`, `affinity`, `config`, `handover` |
 //! | [`admin`] | `affinity`, `cluster`, `config`, `direct`, `log`, `metrics`, `proxy`, `supervisor` |
 //! | [`demo`] | nothing of ours: it is a program of its own inside this binary |
@@ -117,4 +118,5 @@ pub mod log;
 pub mod metrics;
 pub mod proxy;
 pub mod supervisor;
+pub mod text;
 pub mod tls;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{Format, level, plain::disarmed, second::Second};
+use crate::text;
 
 /// What a thread keeps for its next record; most are shorter.
 const KEPT: usize = 4 * 1024;
@@ -101,25 +102,25 @@ impl Value for &str {
 
 impl Value for u64 {
     fn write(&self, record: &mut Record) {
-        record.decimal(*self);
+        text::decimal(&mut record.bytes, *self);
     }
 }
 
 impl Value for u32 {
     fn write(&self, record: &mut Record) {
-        record.decimal((*self).into());
+        text::decimal(&mut record.bytes, (*self).into());
     }
 }
 
 impl Value for u16 {
     fn write(&self, record: &mut Record) {
-        record.decimal((*self).into());
+        text::decimal(&mut record.bytes, (*self).into());
     }
 }
 
 impl Value for IpAddr {
     fn write(&self, record: &mut Record) {
-        record.bare(|record| record.address(*self));
+        record.bare(|record| text::address(&mut record.bytes, *self));
     }
 }
 
@@ -127,9 +128,9 @@ impl Value for SocketAddr {
     fn write(&self, record: &mut Record) {
         record.bare(|record| match self {
             Self::V4(socket) => {
-                record.address((*socket.ip()).into());
+                text::address(&mut record.bytes, (*socket.ip()).into());
                 record.bytes.push(b':');
-                record.decimal(socket.port().into());
+                text::decimal(&mut record.bytes, socket.port().into());
             }
             Self::V6(socket) => write!(record.bytes, "{socket}").expect(TAKEN),
         });
@@ -228,26 +229,6 @@ impl Record {
         if self.bytes[self.last..].starts_with(b" slot=") {
             let part = self.bytes.len() - self.last;
             self.bytes[self.start..].rotate_right(part);
-        }
-    }
-
-    fn decimal(&mut self, number: u64) {
-        let mut digits = itoa::Buffer::new();
-        self.bytes
-            .extend_from_slice(digits.format(number).as_bytes());
-    }
-
-    fn address(&mut self, address: IpAddr) {
-        match address {
-            IpAddr::V4(address) => {
-                let [first, rest @ ..] = address.octets();
-                self.decimal(first.into());
-                for octet in rest {
-                    self.bytes.push(b'.');
-                    self.decimal(octet.into());
-                }
-            }
-            IpAddr::V6(address) => write!(self.bytes, "{address}").expect(TAKEN),
         }
     }
 }

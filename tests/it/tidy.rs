@@ -7,12 +7,13 @@ use std::{
 };
 
 /// Which rooms a room may use, as printed in `src/lib.rs`.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("affinity", &[]),
     ("metrics", &[]),
+    ("text", &[]),
     ("config", &[]),
     ("handover", &[]),
-    ("log", &["config"]),
+    ("log", &["config", "text"]),
     ("tls", &["config", "handover"]),
     (
         "cluster",
@@ -23,7 +24,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "proxy",
         &[
-            "affinity", "cluster", "config", "handover", "log", "metrics", "tls",
+            "affinity", "cluster", "config", "handover", "log", "metrics", "text", "tls",
         ],
     ),
     (

@@ -24,9 +24,9 @@ use super::{
     refusal::Refusal,
     request::{Request, Terms},
     response::Response,
-    text,
     visitor::Visitor,
 };
+use crate::text;
 use crate::{
     affinity::{AffinityKey, SlotId, Token},
     cluster::{Cluster, Giver, Identity, Snapshot},

@@ -10,9 +10,8 @@ use super::{
     fields::{self, list, trim},
     head::{Field, Version},
     request::Request,
-    text,
 };
-use crate::config::Network;
+use crate::{config::Network, text};
 
 /// Elements of a list that are looked at.
 const MAX_HOPS: usize = 32;

@@ -36,7 +36,6 @@ mod request;
 mod response;
 mod scan;
 mod stream;
-mod text;
 mod turn_away;
 mod visitor;
 mod websocket;

@@ -5,8 +5,8 @@ use super::{
     fields::{self, ConnectionOptions, Kind, is_named_by_connection, list},
     head::{NotHttp, ResponseHead, Version},
     request::Terms,
-    text,
 };
+use crate::text;
 
 /// A response that can be passed on.
 #[derive(Clone, Debug)]

@@ -1,17 +1,17 @@
-//! Numbers and addresses as text, for what is written at every request: the machinery of `format!`
-//! takes longer than all else that is done with a head.
+//! Numbers and addresses as text, for what is written at every connection and request: the machinery of
+//! `format!` takes longer than all else that is done with a head.
 
 use std::{io::Write as _, net::IpAddr};
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Writes a number.
-pub(super) fn decimal(out: &mut Vec<u8>, number: u64) {
+pub fn decimal(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Writes the size of a chunk.
-pub(super) fn hexadecimal(out: &mut Vec<u8>, mut number: usize) {
+pub fn hexadecimal(out: &mut Vec<u8>, mut number: usize) {
     let mut text = [0; 2 * size_of::<usize>()];
     let mut at = text.len();
     loop {
@@ -25,7 +25,7 @@ pub(super) fn hexadecimal(out: &mut Vec<u8>, mut number: usize) {
 }
 
 /// Writes an address.
-pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
+pub fn address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
             // The dots stand there already.
@@ -46,8 +46,8 @@ pub(super) fn address(out: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
-/// All 32 digits.
-pub(super) fn whole(number: u128) -> String {
+/// All 32 hexadecimal digits of a number.
+pub fn whole(number: u128) -> String {
     let mut text = [0; 32];
     for (pair, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
         pair[0] = DIGITS[usize::from(byte >> 4)];
