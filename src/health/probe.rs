@@ -354,24 +354,26 @@ mod tests {
 
     use super::*;
 
-    fn target(listener: &Arc<TcpListener>) -> Target {
-        Target {
-            address: Address::Tcp(listener.local_addr().unwrap()),
-            backlog: Some(Backlog::new(Arc::clone(listener))),
+    /// A socket that homescar holds, its address, and its check.
+    fn listening() -> (Arc<TcpListener>, SocketAddr, Target) {
+        let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let to = listener.local_addr().unwrap();
+        let target = Target {
+            address: Address::Tcp(to),
+            backlog: Some(Backlog::new(Arc::clone(&listener))),
             check: Check::Tcp,
             tls: None,
             timeout: Duration::from_millis(500),
             knock: Mutex::default(),
-        }
+        };
+        (listener, to, target)
     }
 
     /// One at a time, and for each client that it is done with the next one waits already.
     #[tokio::test]
     async fn who_is_always_busy_accepts_and_who_stands_still_does_not() {
-        let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-        listener.set_nonblocking(true).unwrap();
-        let to = listener.local_addr().unwrap();
-        let target = target(&listener);
+        let (listener, to, target) = listening();
         let mut waiting = Vec::new();
         for _ in 0..5 {
             waiting.push(TcpStream::connect(to).await.unwrap());
@@ -404,10 +406,7 @@ mod tests {
     /// check, and is not to wait for that while others queue behind.
     #[tokio::test]
     async fn who_serves_one_after_the_other_is_not_held_up() {
-        let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-        listener.set_nonblocking(true).unwrap();
-        let to = listener.local_addr().unwrap();
-        let target = target(&listener);
+        let (listener, to, target) = listening();
         let worker = tokio::net::TcpListener::from_std(listener.try_clone().unwrap()).unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{body::Bytes, client::conn::http2::SendRequest};
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http2::SendRequest,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -13,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    http::{Front, soon},
+    http::{Front, Peer, soon},
     support::homescar::{SOON, cpu_time, message},
 };
 
@@ -82,16 +85,9 @@ async fn the_end_of_a_body_may_come_by_itself() {
     let front = Front::start("", "").await;
     let mut driver = JoinSet::new();
     let mut sender = http2(&front, &mut driver).await;
-    let response = sender.send_request(get());
-    let serve = async {
-        let mut backend = front.accept().await;
-        backend.head().await;
-        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        backend.say(format!("{head}4\r\nbody\r\n")).await;
-        backend
-    };
-    let (response, mut backend) = soon("the head", async { tokio::join!(response, serve) }).await;
-    let mut body = response.unwrap().into_body();
+    let said = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n";
+    let (response, mut backend) = begun(&front, &mut sender, said).await;
+    let mut body = response.into_body();
     let piece = soon("the piece", body.frame()).await.unwrap().unwrap();
     assert_eq!(piece.into_data().unwrap(), "body");
     backend.say("0\r\n\r\n").await;
@@ -150,17 +146,10 @@ async fn a_stream_that_is_given_up_takes_its_backend_connection_along() {
     let front = Front::start("", "").await;
     let mut driver = JoinSet::new();
     let mut sender = http2(&front, &mut driver).await;
-    let response = sender.send_request(get());
-    let serve = async {
-        let mut backend = front.accept().await;
-        backend.head().await;
-        let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
-        backend.say(head).await;
-        backend
-    };
-    let (response, mut backend) = soon("a head", async { tokio::join!(response, serve) }).await;
+    let said = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
+    let (response, mut backend) = begun(&front, &mut sender, said).await;
     // Of an endless body, some; then the client has had enough.
-    let mut body = response.unwrap().into_body();
+    let mut body = response.into_body();
     backend.say(vec![b'x'; 100_000]).await;
     soon("a frame", body.frame()).await.unwrap().unwrap();
     drop(body);
@@ -170,15 +159,9 @@ async fn a_stream_that_is_given_up_takes_its_backend_connection_along() {
     let record = front.homescar.line("a record", given_up).await;
     assert_eq!(record["reason"], "gone", "{record}");
     // The connection is as good as before.
-    let response = sender.send_request(get());
-    let serve = async {
-        let mut backend = front.accept().await;
-        backend.head().await;
-        backend.say("HTTP/1.1 204 No Content\r\n\r\n").await;
-        backend
-    };
-    let (response, _backend) = soon("an answer", async { tokio::join!(response, serve) }).await;
-    assert_eq!(response.unwrap().status(), 204);
+    let said = "HTTP/1.1 204 No Content\r\n\r\n";
+    let (response, _backend) = begun(&front, &mut sender, said).await;
+    assert_eq!(response.status(), 204);
 }
 
 /// Half a preface of HTTP/2, pings without a request: a connection on which nothing is asked ends,
@@ -257,6 +240,24 @@ async fn a_response_that_can_have_no_body_has_no_length() {
             }
         }
     }
+}
+
+/// What a client gets once its request has met a new backend's connection on which this is said, and that
+/// connection.
+async fn begun(
+    front: &Front,
+    sender: &mut SendRequest<Empty<Bytes>>,
+    said: &str,
+) -> (hyper::Response<Incoming>, Peer) {
+    let response = sender.send_request(get());
+    let serve = async {
+        let mut backend = front.accept().await;
+        backend.head().await;
+        backend.say(said).await;
+        backend
+    };
+    let (response, backend) = soon("a head", async { tokio::join!(response, serve) }).await;
+    (response.unwrap(), backend)
 }
 
 /// What a client gets while the backend gives one answer, on a connection that it then ends.

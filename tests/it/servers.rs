@@ -45,27 +45,22 @@ struct Server {
     end: &'static str,
 }
 
+const GUNICORN: Server = Server {
+    command: r#"["gunicorn", "wsgi:app"]"#,
+    folder: "python",
+    processes: 2,
+    end: "exit code 0",
+};
+
 #[tokio::test]
 async fn gunicorn() {
-    let server = Server {
-        command: r#"["gunicorn", "wsgi:app"]"#,
-        folder: "python",
-        processes: 2,
-        end: "exit code 0",
-    };
-    serves_and_survives(server).await;
+    serves_and_survives(GUNICORN).await;
 }
 
 /// Its sync workers accept nobody while a request takes its time, and are not taken for hung.
 #[tokio::test]
 async fn a_long_request_in_gunicorn_is_no_hang() {
-    let server = Server {
-        command: r#"["gunicorn", "wsgi:app"]"#,
-        folder: "python",
-        processes: 2,
-        end: "exit code 0",
-    };
-    let (homescar, _folder) = start(&server, "", "tcp");
+    let (homescar, _folder) = start(&GUNICORN, "", "tcp");
     homescar.all_ready("app", WORKERS).await;
     let to = homescar.address("web").await;
     let mut client = Client::connect(to).await.unwrap();
@@ -172,14 +167,8 @@ fn the_readme_shows_what_is_tested() {
 /// what waits is the next generation's.
 #[tokio::test]
 async fn gunicorn_is_replaced_and_nothing_is_lost() {
-    let server = Server {
-        command: r#"["gunicorn", "wsgi:app"]"#,
-        folder: "python",
-        processes: 2,
-        end: "exit code 0",
-    };
     for mode in ["tcp", "direct", "http"] {
-        let (homescar, place) = start(&server, "", mode);
+        let (homescar, place) = start(&GUNICORN, "", mode);
         homescar.all_ready("app", WORKERS).await;
         let to = homescar.address("web").await;
         let clients: Vec<_> = (0..CLIENTS).map(address_of_client).collect();
@@ -199,7 +188,7 @@ async fn gunicorn_is_replaced_and_nothing_is_lost() {
         homescar.signal(Signal::SIGHUP);
         traffic.is_answered_by(2).await;
         for index in 0..WORKERS {
-            let gone = format!("app/{index}: generation 1 ended: {}", server.end);
+            let gone = format!("app/{index}: generation 1 ended: {}", GUNICORN.end);
             homescar.message(&gone).await;
         }
         for Attempt { from, answer, .. } in traffic.stop().await {
