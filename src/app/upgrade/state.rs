@@ -23,10 +23,8 @@ use crate::{
     tls::SavedTickets,
 };
 
-/// What this image writes. One that does not read it says so before it takes over.
+/// What this image writes, and reads. One that does not read it says so before it takes over.
 pub(super) const FORMAT: u32 = 3;
-/// The oldest that this image reads, too: in that, requests did not come along.
-pub(super) const OLDEST_FORMAT: u32 = 2;
 
 /// Everything.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,14 +47,12 @@ pub(super) struct State {
     /// Ids that backends gave their clients, by cluster.
     pub learned: BTreeMap<Arc<str>, SavedLearned>,
     /// WebSockets that were asked to go home, by cluster.
-    #[serde(default)]
     pub asked: BTreeMap<Arc<str>, SavedAsked>,
     pub workers: Saved,
     pub doors: Vec<SavedDoor>,
     pub directs: Vec<SavedDirect>,
     pub slots: Vec<SavedSlot>,
     /// What was counted of listeners.
-    #[serde(default)]
     pub listeners: BTreeMap<Arc<str>, Counts>,
     /// Since when homescar is there, and how its file was read.
     pub past: Option<Past>,
@@ -91,7 +87,6 @@ pub(super) struct SavedSlot {
     bytes_up: u64,
     bytes_down: u64,
     /// All else.
-    #[serde(default)]
     counts: Counts,
 }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     execute::{RESUME, REVIVE},
-    state::{FORMAT, OLDEST_FORMAT, State},
+    state::{FORMAT, State},
     way_back::{self, WayBack},
 };
 use crate::{
@@ -136,9 +136,9 @@ impl State {
         }
         let version = env!("CARGO_PKG_VERSION");
         let said: Format = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        if !(OLDEST_FORMAT..=FORMAT).contains(&said.format) {
+        if said.format != FORMAT {
             return Err(format!(
-                "homescar {version} takes over states of format {OLDEST_FORMAT} to {FORMAT}, and {} has \
+                "homescar {version} takes over states of format {FORMAT}, and {} has \
                  written one of format {}: restart homescar instead",
                 said.version, said.format
             ));

@@ -24,7 +24,6 @@ pub(in crate::supervisor) struct SavedChannel {
     online: bool,
     misfit: bool,
     listens: bool,
-    #[serde(default)]
     lag: SavedLag,
 }
 
