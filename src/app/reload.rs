@@ -19,10 +19,8 @@ use crate::{
     cluster::{AdminState, Cluster, Slot},
     config::{Config, Drain, Mode},
     proxy::{BoundGroup, Cut, DataPlane, Listener},
+    supervisor::keep_asking,
 };
-
-/// After so long those are asked to go who were not there when the others were asked.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 impl App {
     /// Changes to another configuration. Connections on listeners and slots that stay are not
@@ -219,14 +217,20 @@ impl App {
 /// Asks the WebSockets of a slot to go for as long as it `leaves`, and a little later those that were
 /// just being opened; until it has no connections.
 async fn empty(plane: &DataPlane, slot: &Slot, spread: Duration, leaves: impl Fn() -> bool) {
-    loop {
-        if leaves() {
-            let which = Cut::Slot(Arc::clone(&slot.stats));
-            plane.ask_to_leave(&which, spread).await;
+    let which = Cut::Slot(Arc::clone(&slot.stats));
+    let ask = || {
+        let leaves = leaves();
+        let which = &which;
+        async move {
+            if leaves {
+                plane.ask_to_leave(which, spread).await;
+            }
         }
-        if timeout(ASK_AGAIN, wait_until_idle(slot)).await.is_ok() {
-            return;
-        }
+    };
+    tokio::select! {
+        biased;
+        never = keep_asking(ask) => match never {},
+        () = wait_until_idle(slot) => {}
     }
 }
 

@@ -1,6 +1,8 @@
 //! What leads into a cluster from outside: which ports, and in direct mode which sockets.
 
-use std::{io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
 
 use crate::{cluster::Load, config::Address};
 
@@ -23,6 +25,18 @@ pub trait Guests: std::fmt::Debug + Send + Sync {
 
     /// Cuts those of one generation. Done when all are cut.
     fn cut(&self, generation: &Arc<Load>) -> Asked;
+}
+
+/// How often those are asked to go who were not yet asked: a WebSocket that was being opened, or that
+/// came by its cookie, when the others were.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Asks those to go who are there, and again and again who came since.
+pub async fn keep_asking<F: Future<Output = ()>>(mut ask: impl FnMut() -> F) -> Infallible {
+    loop {
+        ask().await;
+        sleep(ASK_AGAIN).await;
+    }
 }
 
 /// What is done when it is done.

@@ -37,7 +37,7 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use entrance::{Asked, Doors, Entrances, Guests, SlotDoors};
+pub use entrance::{Asked, Doors, Entrances, Guests, SlotDoors, keep_asking};
 pub use exec::exec_worker_main;
 pub use guard::guard_main;
 pub use home::{Home, SavedHome};

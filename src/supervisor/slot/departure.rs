@@ -1,6 +1,7 @@
 //! The end of a generation whose place is taken.
 
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use crate::{
     cluster::{Cluster, Snapshot, StopReason},
     config::Key,
     supervisor::{
+        entrance::keep_asking,
         generation::Generation,
         home::Home,
         node::Channel,
@@ -27,9 +29,6 @@ use crate::{
 
 /// How often its connections are counted.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How often those are asked to go who were not yet asked: a WebSocket that was being opened, or that
-/// came by its cookie, when the others were.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A client with a cookie may be between two requests: it has left when it is away this long.
 const AWAY: Duration = Duration::from_secs(1);
 /// For the table to forget it, and for whoever was on the way to it.
@@ -86,15 +85,16 @@ impl Departure {
         let config = Arc::clone(&self.cluster.load().config);
         let guests = self.orders.borrow().entrances.guests.clone();
         let load = Arc::clone(self.old.load());
-        if let Some(guests) = &guests {
-            guests.ask_to_leave(&load, config.drain.spread).await;
-        }
+        let mut asking = pin!(keep_asking(|| async {
+            if let Some(guests) = &guests {
+                guests.ask_to_leave(&load, config.drain.spread).await;
+            }
+        }));
         let away = match config.affinity.key {
             Key::Cookie(_) | Key::Query(_) => AWAY,
             Key::Address | Key::Header(_) | Key::None => Duration::ZERO,
         };
         let deadline = Instant::now() + config.drain.timeout;
-        let mut asked = Instant::now();
         let (mut empty_since, mut ended) = (None, 0);
         loop {
             // What came and went between two looks was there too.
@@ -104,13 +104,8 @@ impl Departure {
             } else if empty_since.get_or_insert_with(Instant::now).elapsed() >= away {
                 break;
             }
-            if let Some(guests) = &guests
-                && asked.elapsed() >= ASK_AGAIN
-            {
-                asked = Instant::now();
-                guests.ask_to_leave(&load, config.drain.spread).await;
-            }
             tokio::select! {
+                never = &mut asking => match never {},
                 () = exited(Some(&self.old.process)) => return,
                 _said = self.old.notify.next() => {}
                 _said = noticed(self.old.channel.as_mut()), if !is_closed(&self.old) => {}
