@@ -259,8 +259,10 @@ impl Connection {
             let visitor = Arc::new(self.visitor(secured));
             let farewell = self.ticket.farewell();
             // Large, and none of the others shall pay for it.
-            let served = Box::pin(http::serve_http2(&visitor, &mut **client, bytes, farewell));
-            self.record.requests = served.await.try_into().unwrap_or(u32::MAX);
+            let requests = &mut self.record.requests;
+            let stream = &mut **client;
+            let served = http::serve_http2(&visitor, stream, bytes, farewell, requests);
+            Box::pin(served).await;
             client.close();
             return Ok(Served::Over(CloseReason::ClientClosed));
         }

@@ -10,15 +10,17 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
+use hyper::Request;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt as _, task::JoinSet, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet, time::timeout};
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
 use crate::{
+    http::Front,
     metrics::until,
     support::{
         client::{Client, address_of_client, is_refused},
@@ -129,6 +131,73 @@ async fn what_outlives_the_drain_is_cut_and_recorded() {
         (&"proxy".into(), &"cut".into())
     );
     assert!(records[0]["slot"].as_str().unwrap().starts_with("app/"));
+}
+
+/// Invariant 5: in HTTP mode every request has one record, and a connection that brought some has none.
+#[tokio::test]
+async fn what_is_cut_of_http_is_recorded_once() {
+    const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut front = Front::start("", "drain = { timeout = \"300ms\" }").await;
+    // Heads that never come whole, or are none.
+    for head in [
+        "nonsense\r\n\r\n".to_owned(),
+        format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(200_000)),
+    ] {
+        let mut client = front.client().await;
+        client.say(head).await;
+        assert!(client.rest().await.starts_with("HTTP/1.1 4"));
+    }
+    // One that has asked before, and asks again.
+    let mut kept = front.client().await;
+    kept.say(GET).await;
+    let mut backend = front.accept().await;
+    backend.head().await;
+    backend
+        .say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    kept.head().await;
+    kept.say(GET).await;
+    backend.head().await;
+    // A WebSocket.
+    let mut websocket = front.client().await;
+    let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    websocket
+        .say(GET.replace("\r\n\r\n", "\r\n") + handshake)
+        .await;
+    let mut switched = front.accept().await;
+    switched.head().await;
+    switched
+        .say(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        )
+        .await;
+    websocket.head().await;
+    // HTTP/2.
+    let stream = TcpStream::connect(front.address).await.unwrap();
+    let (mut http2, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::get("http://a/").body(()).unwrap();
+    let _asked = http2.send_request(request, true).unwrap();
+    let mut asked = front.accept().await;
+    asked.head().await;
+
+    front.homescar.signal(Signal::SIGTERM);
+    assert_eq!(front.homescar.exit().await.code(), Some(0));
+    let log = front.homescar.log();
+    let of = |kind: &str| {
+        log.iter()
+            .filter(|line| message(line) == kind)
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let requests = of("request");
+    assert_eq!(requests.len(), 6, "{requests:?}");
+    let cut = requests.iter().filter(|line| line["reason"] == "cut");
+    assert!(cut.count() >= 2, "{requests:?}");
+    assert_eq!(of("connection"), Vec::<Value>::new());
+    drop(connection);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -50,7 +50,7 @@ pub(in crate::proxy) fn resume(
             Lasting::Link(Link::new(linked, client, connection))
         }
         Way::WebSocket(websocket) => {
-            Lasting::upgraded(Upgraded::new(client, *websocket, connection, 1))
+            Lasting::upgraded(Upgraded::new(client, *websocket, connection))
         }
         Way::Visit(begun) => Lasting::visit(Visit::resumed(client, begun, connection)),
     })

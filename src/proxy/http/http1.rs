@@ -107,8 +107,7 @@ impl<D: Downstream> Visit<D> {
 
     /// What it is once it has become this.
     pub(in crate::proxy) fn upgraded(self, websocket: WebSocket) -> Upgraded<D> {
-        let Client { stream, heads, .. } = self.client;
-        Upgraded::new(stream, websocket, self.connection, heads)
+        Upgraded::new(self.client.stream, websocket, self.connection)
     }
 
     fn begin_to_wait(&mut self) {
@@ -189,6 +188,7 @@ impl<D: Downstream> Visit<D> {
                 let visitor = self.visitor();
                 let mut record = record_of(&visitor, Version::Http11, new_id());
                 record.refused(refusal);
+                self.connection.record.requests = self.client.heads.saturating_add(1);
                 write_refusal(&mut self.client, &record, false, false);
                 Next::Linger
             }
@@ -203,6 +203,8 @@ impl<D: Downstream> Visit<D> {
     /// before there is a future, which holds the rest, and that once.
     fn request(&mut self, len: usize) -> BoxFuture<'_, Next> {
         let visitor = self.visitor();
+        // It has a record of its own, whatever becomes of the connection.
+        self.connection.record.requests = self.client.heads;
         let client = &mut self.client;
         let mut out = Out::default();
         let (mut record, dispatch) = begin(&visitor, &client.input[..len], out.buffer());
@@ -271,14 +273,13 @@ impl<D: Downstream> Visit<D> {
         let input = mem::take(&mut self.client.input);
         let farewell = self.connection.ticket.farewell();
         let stream = &mut *self.client.stream;
-        let requests = http2::serve(&visitor, stream, input, farewell).await;
-        self.client.heads = u32::try_from(requests).unwrap_or(u32::MAX);
+        let requests = &mut self.connection.record.requests;
+        http2::serve(&visitor, stream, input, farewell, requests).await;
         self.ends()
     }
 
     fn ends(&mut self) -> Next {
         self.client.stream.close();
-        self.connection.record.requests = self.client.heads;
         self.connection.record.ends(CloseReason::ClientClosed);
         Next::Over
     }

@@ -51,19 +51,21 @@ const LAST: Duration = Duration::from_secs(2);
 /// What of each response waits for the client.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Serves a client until its connection is over; how many requests it made.
+/// Serves a client until its connection is over, and says how many requests it made, also when it is cut.
 pub(in super::super) async fn serve<S: Side>(
     visitor: &Arc<Visitor>,
     stream: S,
     early: Vec<u8>,
     farewell: Farewell,
-) -> u64 {
+    total: &mut u32,
+) {
     let config = &visitor.settings.config;
     let requests = Arc::new(Requests::new(Instant::now()));
+    let _total = Total(total, Arc::clone(&requests));
     let (stream, heard) = Heard::new(early, stream);
     let handshake = builder(&config.limits).handshake(stream);
     let Ok(Ok(mut connection)) = timeout(config.timeouts.header, handshake).await else {
-        return 0;
+        return;
     };
     let driver = Driver {
         visitor,
@@ -75,7 +77,15 @@ pub(in super::super) async fn serve<S: Side>(
     driver.drive(&farewell).await;
     // Their streams are gone, which each of them notices.
     let _stuck = timeout(LAST, requests.none_open()).await;
-    requests.total()
+}
+
+/// Says how many requests there were.
+struct Total<'a>(&'a mut u32, Arc<Requests>);
+
+impl Drop for Total<'_> {
+    fn drop(&mut self) {
+        *self.0 = u32::try_from(self.1.total()).unwrap_or(u32::MAX);
+    }
 }
 
 fn builder(limits: &Limits) -> Builder {

@@ -72,8 +72,6 @@ pub(in crate::proxy) struct Upgraded<D: Downstream> {
     pub(super) connection: Connection,
     /// There until it begins.
     begun: Option<Box<Begun>>,
-    /// That its client made before, with the one that it began with.
-    requests: u32,
     pace: Pace,
 }
 
@@ -106,7 +104,6 @@ impl<D: Downstream> Upgraded<D> {
         client: Open<D>,
         websocket: WebSocket,
         connection: Connection,
-        requests: u32,
     ) -> Self {
         Self {
             brief: Some(websocket.record.brief()),
@@ -117,7 +114,6 @@ impl<D: Downstream> Upgraded<D> {
             client,
             connection,
             begun: Some(Box::new(websocket.begun)),
-            requests,
             pace: Pace::Starts,
         }
     }
@@ -163,7 +159,6 @@ impl<D: Downstream> Upgraded<D> {
             record.tunnelled(end);
         }
         self.client.close();
-        self.connection.record.requests = self.requests;
         self.connection.record.ends(CloseReason::ClientClosed);
     }
 
