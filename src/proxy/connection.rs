@@ -318,7 +318,7 @@ impl Connection {
             _ = client.socket().ready(Interest::ERROR) => return Err(CloseReason::ClientReset),
         };
         if let Some(home) = &self.record.journey.home {
-            self.ticket.goes_to(home, key);
+            self.ticket.lives_with(home, key);
         }
         let preface = early::preface(send_proxy, client.socket(), &self.record);
         Ok(Linked {

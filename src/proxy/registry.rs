@@ -405,8 +405,17 @@ impl Ticket {
         drop(before);
     }
 
-    /// Notes where the connection goes, and by which key.
+    /// Notes where the connection, or a request, goes, and by which key.
     pub(super) fn goes_to(&self, home: &Home, key: AffinityKey) {
+        self.goes(home, key, false);
+    }
+
+    /// Notes where the connection goes, and by which key, to stay there for as long as it lasts.
+    pub(super) fn lives_with(&self, home: &Home, key: AffinityKey) {
+        self.goes(home, key, true);
+    }
+
+    fn goes(&self, home: &Home, key: AffinityKey, is_resident: bool) {
         let goes_to = Whereabouts {
             slot: Arc::clone(&home.slot().stats),
             load: Arc::clone(home.load()),
@@ -415,7 +424,7 @@ impl Ticket {
         OPEN.with_borrow_mut(|open| {
             if let Some(open) = open.get_mut(self.place()) {
                 open.leave();
-                open.is_resident = !open.can_leave;
+                open.is_resident = is_resident;
                 if open.is_resident {
                     goes_to.load.residents.enter(key);
                 }

@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
+    http::soon,
     metrics::until,
     support::{
         client::{Client, Who, address_of_client},
@@ -675,4 +676,67 @@ async fn a_connection_that_outlived_a_worker_in_its_queue_is_drained_with_the_ne
     assert_eq!((code, receipt.ok), (Some(0), true), "{receipt:?}");
     let of = &receipt.slots[0].connections;
     assert_eq!((of.ended, of.cut, of.failed), (1, 0, 0), "{receipt:?}");
+}
+
+/// A request of HTTP/2 goes by itself, as one of HTTP/1: that another one of the client is with a
+/// generation which leaves does not keep the next one there.
+#[tokio::test]
+async fn a_request_does_not_keep_its_client_with_an_old_generation() {
+    let folder = TempDir::new().unwrap();
+    let (script, go) = (folder.path().join("slow.py"), folder.path().join("go"));
+    fs::write(
+        &script,
+        r#"
+import http.server, os, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        while self.path == "/slow" and not os.path.exists(sys.argv[1]):
+            time.sleep(0.02)
+        body = os.environ["HOMESCAR_GENERATION"].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#,
+    )
+    .unwrap();
+    let command = json!(["python3", script, go]);
+    let homescar = Homescar::serve(&format!(
+        r#"
+        [listener.web]
+        bind = "127.0.0.1:0"
+        mode = "http"
+        cluster = "app"
+        [cluster.app]
+        workers = {{ command = {command}, count = 1, stable = "100ms" }}
+        "#
+    ));
+    homescar.ready("app/0").await;
+    let to = homescar.address("web").await;
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    let (http2, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let ask = |path: &str| {
+        let request = hyper::Request::get(format!("http://a{path}"));
+        let (response, _) = http2
+            .clone()
+            .send_request(request.body(()).unwrap(), true)
+            .unwrap();
+        async {
+            let mut body = soon("the head", response).await.unwrap().into_body();
+            soon("the body", body.data()).await.unwrap().unwrap()
+        }
+    };
+    let slow = ask("/slow");
+    until(&homescar, "homescar_connections_active", &[], 1.0).await;
+    let next = async {
+        homescar.message("generation 2 has taken over").await;
+        let next = ask("/").await;
+        fs::write(&go, "").unwrap();
+        next
+    };
+    let ((code, _), next, slow) = tokio::join!(restart(&homescar, &[]), next, slow);
+    assert_eq!(code, Some(0));
+    assert_eq!((&*slow, &*next), (&b"1"[..], &b"2"[..]));
 }

@@ -40,7 +40,7 @@ pub(in crate::proxy) fn resume(
     Life::lasts(match way {
         Way::Relay(upstream, state) => {
             if let Some(home) = &connection.record.journey.home {
-                connection.ticket.goes_to(home, key);
+                connection.ticket.lives_with(home, key);
             }
             let linked = Linked {
                 upstream,
