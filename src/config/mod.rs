@@ -202,15 +202,19 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Whether more than the count differs.
+    /// Whether a process of the one is another than one of the other: how many there are, and what they
+    /// are allowed, is not part of it.
     #[must_use]
     pub fn runs_differently(&self, other: &Self) -> bool {
-        let count = other.count;
-        let same_count = Self {
-            count,
+        let same_process = Self {
+            count: other.count,
+            ready_timeout: other.ready_timeout,
+            stop_timeout: other.stop_timeout,
+            stable: other.stable,
+            max_rss: other.max_rss,
             ..self.clone()
         };
-        same_count != *other
+        same_process != *other
     }
 }
 

@@ -239,6 +239,13 @@ impl Generation {
         }
     }
 
+    /// Goes by this configuration, if its process is as that says.
+    pub(super) fn follow(&mut self, workers: &Arc<Workers>) {
+        if !self.workers.runs_differently(workers) {
+            self.workers = Arc::clone(workers);
+        }
+    }
+
     pub(super) fn limits(&self) -> Limits {
         Limits {
             ready: self.workers.ready_timeout,

@@ -251,7 +251,20 @@ impl SlotTask {
 
     /// What the present orders mean for the worker.
     async fn obey(&mut self) -> Vec<Event> {
-        let want = self.orders.borrow_and_update().want;
+        let orders = self.orders.borrow_and_update().clone();
+        if let Some(successor) = &mut self.successor {
+            successor.follow(&orders);
+        }
+        let limits = self.running.as_mut().map(|generation| {
+            generation.follow(&orders.workers);
+            Event::Limited(generation.limits())
+        });
+        let mut events = Vec::from_iter(limits);
+        events.extend(self.obey_wish(orders.want).await);
+        events
+    }
+
+    async fn obey_wish(&mut self, want: Want) -> Vec<Event> {
         let was_draining = self.drained_by.take().is_some();
         if want != Want::Run {
             self.abandon(None).await;

@@ -77,6 +77,8 @@ pub(super) enum Event {
     Tick,
     /// Its process runs.
     Spawned(Limits),
+    /// These hold from now on, for what has not begun.
+    Limited(Limits),
     /// It could not even be spawned.
     SpawnFailed,
     /// The next process is wanted now.
@@ -213,6 +215,10 @@ impl Worker {
         let actions = match event {
             Event::Tick => self.tick(now),
             Event::Spawned(limits) => self.spawned(limits, now),
+            Event::Limited(limits) => {
+                self.limits = limits;
+                Vec::new()
+            }
             Event::Hurry => self.hurry(now),
             Event::SpawnFailed | Event::Exited => self.exited(now, random),
             Event::Notified(message) => self.notified(&message, now),

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use homescar::{
@@ -676,6 +676,66 @@ async fn a_connection_that_outlived_a_worker_in_its_queue_is_drained_with_the_ne
     assert_eq!((code, receipt.ok), (Some(0), true), "{receipt:?}");
     let of = &receipt.slots[0].connections;
     assert_eq!((of.ended, of.cut, of.failed), (1, 0, 0), "{receipt:?}");
+}
+
+/// What a worker is allowed is not part of its process: that goes on, and is judged by the new limits.
+#[tokio::test]
+async fn limits_of_workers_change_without_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let deaf = folder.path().join("deaf");
+    let script = format!(
+        "[ -e {} ] && exec {WORKER} --never-listen; exec {WORKER} --ignore-term",
+        deaf.display()
+    );
+    let command = json!(["sh", "-c", script]);
+    let text = |limits: &[&str; 4]| {
+        let [ready, stop, stable, most] = limits;
+        format!(
+            r#"
+            [listener.web]
+            bind = "127.0.0.1:0"
+            cluster = "app"
+            [cluster.app.workers]
+            command = {command}
+            count = 1
+            ready_timeout = "{ready}"
+            stop_timeout = "{stop}"
+            stable = "{stable}"
+            max_rss = "{most}"
+            "#
+        )
+    };
+    let mut limits = ["60s", "60s", "60s", "off"];
+    let homescar = Homescar::serve(&text(&limits));
+    let first = homescar.ready("app/0").await;
+    for (index, limit) in [(0, "1s"), (1, "300ms"), (2, "100ms")] {
+        limits[index] = limit;
+        homescar.reload(&text(&limits)).await;
+        assert!(is_alive(first));
+    }
+    // The next generation has so long to get ready, and is the first that there was.
+    fs::write(&deaf, "").unwrap();
+    let (code, receipt) = restart(&homescar, &[]).await;
+    assert_ne!(code, Some(0), "{receipt:?}");
+    let is_late =
+        |line: &Value| message(line).contains("was not ready in time") && line["generation"] == 2;
+    homescar.line("the next is too late", is_late).await;
+    assert!(is_alive(first));
+    // It takes over when it has been ready for so long, and the one before has so long to end.
+    fs::remove_file(&deaf).unwrap();
+    let began = Instant::now();
+    let (code, receipt) = restart(&homescar, &[]).await;
+    assert_eq!(code, Some(0), "{receipt:?}");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    assert!(!is_alive(first));
+    let third = &slots(&homescar).await[0];
+    let third = third.backend.as_ref().unwrap();
+    assert_eq!(third.generation, 3);
+    // It has too much as soon as that is said.
+    limits[3] = "1MiB";
+    homescar.reload(&text(&limits)).await;
+    homescar.message("has more memory than max_rss").await;
+    homescar.message("generation 4 has taken over").await;
 }
 
 /// A request of HTTP/2 goes by itself, as one of HTTP/1: that another one of the client is with a

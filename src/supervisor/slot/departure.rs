@@ -151,6 +151,7 @@ impl Departure {
 
     /// TERM, `stop_timeout`, KILL; a Node worker is asked to disconnect first.
     async fn end(&mut self) {
+        self.old.follow(&self.orders.borrow().workers);
         let stop = self.old.limits().stop;
         let channel = self.old.channel.as_mut();
         let mut asked = channel.is_some_and(Channel::ask_to_disconnect);

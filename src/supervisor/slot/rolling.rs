@@ -262,6 +262,11 @@ pub(super) async fn progress(successor: Option<&mut Successor>, cluster: &Cluste
 }
 
 impl Successor {
+    /// Goes by this configuration, if its process is as that says; not for what has begun.
+    pub(super) fn follow(&mut self, orders: &Orders) {
+        self.generation.follow(&orders.workers);
+    }
+
     /// Can be dropped and called again at any time.
     async fn progress(&mut self, cluster: &Cluster) -> Progress {
         let mut numbers = cluster.subscribe();
