@@ -205,6 +205,20 @@ fn stop_is_term_then_kill_then_the_end() {
 }
 
 #[test]
+fn other_limits_hold_for_what_has_not_begun() {
+    let shorter = Limits {
+        ready: Duration::from_secs(1),
+        stop: Duration::from_secs(2),
+        watchdog: None,
+    };
+    let mut bench = Bench::starting();
+    assert_eq!(bench.on(Event::Limited(shorter)), []);
+    assert_eq!(bench.tick(), (LIMITS.ready, vec![end(Why::NotReady, 2)]));
+    assert_eq!(bench.on(Event::Limited(LIMITS)), []);
+    assert_eq!(bench.tick(), (shorter.stop, vec![Action::Kill]));
+}
+
+#[test]
 fn stop_ends_a_waiting_worker_at_once_and_one_that_is_leaving_gets_no_next() {
     let mut bench = Bench::starting();
     bench.on(Event::Exited);
