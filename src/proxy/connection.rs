@@ -209,9 +209,9 @@ impl Connection {
         }
         let bytes = self.first_bytes();
         let visitor = self.visitor(None);
-        let requests = http::turn_away(&visitor, &mut **client, bytes, why, deadline).await;
-        self.record.requests = requests.try_into().unwrap_or(u32::MAX);
-        if requests > 0 {
+        let requests = &mut self.record.requests;
+        http::turn_away(&visitor, &mut **client, bytes, why, deadline, requests).await;
+        if *requests > 0 {
             client.close();
         }
     }

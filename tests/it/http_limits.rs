@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use futures_util::future::join_all;
+use nix::sys::signal::Signal;
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpSocket, TcpStream},
@@ -106,6 +107,21 @@ async fn who_is_above_a_limit_is_told() {
             break;
         }
     }
+}
+
+/// Also who is cut while the answer is on its way.
+#[tokio::test]
+async fn who_is_told_has_one_record() {
+    let drain = "drain = { timeout = \"100ms\" }";
+    let mut front = Front::start("limits = { connections = 1 }", drain).await;
+    let _first = let_in(1, &front).await;
+    let mut second = connect(2, front.address).await;
+    second.say(GET).await;
+    assert!(second.head().await.starts_with("HTTP/1.1 503 "));
+    // It is not over while its client stays.
+    front.homescar.signal(Signal::SIGTERM);
+    assert_eq!(front.homescar.exit().await.code(), Some(0));
+    assert_eq!(front.homescar.records(), Vec::<serde_json::Value>::new());
 }
 
 #[tokio::test]

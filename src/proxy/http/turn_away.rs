@@ -31,7 +31,7 @@ pub(in super::super) fn place() -> Option<Place> {
 }
 
 /// Answers the first request of a client with 503, for this reason, if its head comes before the
-/// deadline; how many requests that was. `early` was read before.
+/// deadline; counts it among the `requests` then. `early` was read before.
 ///
 /// It waits for the head, as no client expects an answer to what it has not asked.
 pub(in super::super) async fn turn_away<S: Side>(
@@ -40,23 +40,24 @@ pub(in super::super) async fn turn_away<S: Side>(
     early: Vec<u8>,
     why: CloseReason,
     deadline: Instant,
-) -> u64 {
+    requests: &mut u32,
+) {
     let limits = &visitor.settings.config.limits;
     let mut client = Client::new(stream, early);
     let head = poll_fn(|cx| client.poll_head(cx, limits));
     let Ok(Ok(len)) = timeout_at(deadline, head).await else {
-        return 0;
+        return;
     };
     // Its answer would have to be one of HTTP/2.
     if &client.input[..len] == http2::PREFACE_HEAD {
-        return 0;
+        return;
     }
+    *requests = client.heads;
     let (record, is_head) = judge(visitor, &client.input[..len], why);
     client.input.drain(..len);
     write_refusal(&mut client, &record, is_head, false);
     drop(record);
     client.linger().await;
-    client.heads.into()
 }
 
 /// The record of a request that is turned away, and whether it is one of HEAD.
