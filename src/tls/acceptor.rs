@@ -1,6 +1,6 @@
 //! TLS of a listener.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{CommonState, ProtocolVersion, ServerConfig, server::UnbufferedServerConnection};
@@ -14,8 +14,9 @@ use super::{
     handshake::{self, HandshakeError},
     material::{ServerMaterial, Trust},
     pool::Pool,
-    stream::ServerStream,
+    stream::{ServerChannel, ServerStream},
     tickets::{SavedTickets, Tickets},
+    turn::turn,
 };
 
 /// Encrypts the connections of a listener. Its certificates can be replaced at any time; a
@@ -33,16 +34,19 @@ struct Current {
     tickets: Arc<Tickets>,
     /// What clients are verified by.
     trust: Trust,
+    /// Its handshakes are to be done beside the data plane.
+    is_costly: bool,
 }
 
 impl Acceptor {
-    /// An acceptor whose handshakes run in this pool.
+    /// An acceptor whose costly handshakes run in this pool.
     #[must_use]
     pub fn new(material: &ServerMaterial, pool: Arc<Pool>) -> Self {
         let current = Current {
             config: Arc::new(material.config.clone()),
             tickets: Arc::clone(&material.tickets),
             trust: material.trust.clone(),
+            is_costly: material.is_costly(),
         };
         Self {
             current: ArcSwap::from_pointee(current),
@@ -65,6 +69,7 @@ impl Acceptor {
             config: Arc::new(config),
             tickets,
             trust: material.trust.clone(),
+            is_costly: material.is_costly(),
         }));
     }
 
@@ -90,6 +95,7 @@ impl Acceptor {
             config: Arc::new(config),
             tickets,
             trust: old.trust.clone(),
+            is_costly: old.is_costly,
         }));
     }
 
@@ -120,26 +126,35 @@ impl Acceptor {
     ) -> Result<ServerStream, HandshakeError> {
         let permit = self.pool.enter().ok_or(HandshakeError::Overload)?;
         let current = self.current.load_full();
-        let costly = async move {
-            let session = UnbufferedServerConnection::new(Arc::clone(&current.config))?;
-            let mut channel = Box::new(Channel::new(stream, session, hello));
-            let asks = !current.trust.is_empty();
-            // What is left then is to see that the client has come to the same keys, which is cheap.
-            let has_keys = |state: &CommonState| {
-                is_new(state) && !asks && state.negotiated_key_exchange_group().is_some()
+        let session = UnbufferedServerConnection::new(Arc::clone(&current.config))?;
+        let mut channel = Box::new(Channel::new(stream, session, hello));
+        if current.is_costly {
+            let there = async move {
+                agree(&mut channel, async || {}, &current.trust).await?;
+                Ok(channel)
             };
-            channel.shake(has_keys).await?;
-            Ok::<_, HandshakeError>(channel)
-        };
-        // The pool ends with the program, and a panic has told about itself.
-        let done = self.pool.run(costly).await.ok_or(HandshakeError::Gone)?;
-        let mut channel = done?;
+            // The pool ends with the program, and a panic has told about itself.
+            let done: Option<io::Result<_>> = self.pool.run(there).await;
+            channel = done.ok_or(HandshakeError::Gone)??;
+        } else {
+            agree(&mut channel, turn, &current.trust).await?;
+        }
         // Session tickets can wait for the first bytes that go to the client.
         let has_tickets = |state: &CommonState| is_new(state) && !state.is_handshaking();
-        channel.shake(has_tickets).await?;
+        channel.shake(async || {}, has_tickets).await?;
         drop(permit);
         Ok(ServerStream::new(channel))
     }
+}
+
+/// Shakes hands so far that both sides have keys. What is left then, to see that the client has come to
+/// the same ones, is cheap.
+async fn agree(channel: &mut ServerChannel, turn: impl AsyncFn(), trust: &Trust) -> io::Result<()> {
+    let asks = !trust.is_empty();
+    let has_keys = |state: &CommonState| {
+        is_new(state) && !asks && state.negotiated_key_exchange_group().is_some()
+    };
+    channel.shake(turn, has_keys).await
 }
 
 fn is_new(state: &CommonState) -> bool {

@@ -163,12 +163,14 @@ impl<S, T: Session> Channel<S, T> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin, T: Session> Channel<S, T> {
     /// Shakes hands, until both sides can speak; or no further than `is_enough`, which leaves unsent
-    /// what that brought about.
+    /// what that brought about. Each step that may cost something waits for its `turn`.
     pub(super) async fn shake(
         &mut self,
+        turn: impl AsyncFn(),
         is_enough: impl Fn(&CommonState) -> bool,
     ) -> io::Result<()> {
         loop {
+            turn().await;
             let mut bytes = mem::take(&mut self.incoming);
             match self.decrypt(&mut bytes, &mut ReadBuf::new(&mut [])) {
                 Ok(taken) => drop(bytes.drain(..taken)),

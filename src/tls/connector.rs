@@ -90,7 +90,7 @@ impl Connector {
         };
         let session = UnbufferedClientConnection::new(Arc::clone(&material.config), name)?;
         let mut channel = Box::new(Channel::new(stream, session, Vec::new()));
-        let shaken = channel.shake(|_| false).await;
+        let shaken = channel.shake(async || {}, |_| false).await;
         shaken.map_err(|error| match error.downcast::<Error>() {
             Ok(error) => error.into(),
             Err(error) => BackendTlsError::Lost(error),

@@ -9,7 +9,7 @@ use std::{
 
 use ahash::HashMap;
 use rustls::{
-    Error, InconsistentKeys,
+    Error, InconsistentKeys, SignatureScheme,
     pki_types::CertificateDer,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -105,6 +105,15 @@ impl Identity {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.certified.cert[0] == other.certified.cert[0]
+    }
+
+    /// Whether its key is of the kinds that sign in some hundredths of a millisecond.
+    pub(super) fn signs_fast(&self) -> bool {
+        let fast = [
+            SignatureScheme::ECDSA_NISTP256_SHA256,
+            SignatureScheme::ED25519,
+        ];
+        self.certified.key.choose_scheme(&fast).is_some()
     }
 
     pub(super) const fn certified(&self) -> &Arc<CertifiedKey> {

@@ -105,6 +105,13 @@ impl ServerMaterial {
     pub fn identities(&self) -> &[Identity] {
         &self.identities
     }
+
+    /// Whether a handshake takes longer than established connections should wait for one: 0.1 ms is
+    /// what it takes at best; to sign with RSA takes several times as long, and clients may
+    /// bring any kind of certificate.
+    pub(super) fn is_costly(&self) -> bool {
+        !self.trust.is_empty() || !self.identities.iter().all(Identity::signs_fast)
+    }
 }
 
 /// What a cluster needs to speak TLS with its backends.

@@ -2,9 +2,9 @@
 //!
 //! An [`Acceptor`] is a listener's, a [`Connector`] a cluster's. Each is made from what was read
 //! and verified before ([`ServerMaterial`], [`ClientMaterial`]), and takes another one while
-//! connections go on: those that are open keep what they began with. What is costly of a handshake
-//! with a client runs on a [`Pool`] beside the data plane; handshakes with backends are mostly resumed,
-//! and run where they are asked for. [`Watch`] tells when files have changed. Nothing here knows what
+//! connections go on: those that are open keep what they began with. A handshake with a client that
+//! is cheap is done on the data-plane thread when it is its turn, one that is costly on a [`Pool`]
+//! beside it; handshakes with backends are mostly resumed, and run where they are asked for. [`Watch`] tells when files have changed. Nothing here knows what
 //! an encrypted stream is for.
 
 mod acceptor;
@@ -18,6 +18,7 @@ mod pool;
 mod session;
 mod stream;
 mod tickets;
+mod turn;
 mod watch;
 
 use std::sync::{Arc, LazyLock};

@@ -50,7 +50,10 @@ fn ends(held: usize, version: &'static SupportedProtocolVersion) -> (Client, Ser
 
 async fn shaken(held: usize, version: &'static SupportedProtocolVersion) -> (Client, Server) {
     let (mut client, mut server) = ends(held, version);
-    let (shown, seen) = tokio::join!(client.shake(|_| false), server.shake(|_| false));
+    let (shown, seen) = tokio::join!(
+        client.shake(async || {}, |_| false),
+        server.shake(async || {}, |_| false)
+    );
     shown.unwrap();
     seen.unwrap();
     (client, server)
@@ -153,8 +156,8 @@ async fn what_is_forged_is_refused_and_told_of() {
 async fn what_may_wait_goes_with_the_first_bytes() {
     let (mut client, mut server) = ends(1 << 20, &TLS13);
     let (shown, seen) = tokio::join!(
-        client.shake(|_| false),
-        server.shake(|state| !state.is_handshaking())
+        client.shake(async || {}, |_| false),
+        server.shake(async || {}, |state| !state.is_handshaking())
     );
     shown.unwrap();
     seen.unwrap();
