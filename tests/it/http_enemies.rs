@@ -164,6 +164,29 @@ async fn a_stream_that_is_given_up_takes_its_backend_connection_along() {
     assert_eq!(response.status(), 204);
 }
 
+/// The same before a word of the response: nobody waits for a backend that nobody waits for.
+#[tokio::test]
+async fn a_stream_that_is_given_up_before_its_response_takes_its_backend_connection_along() {
+    let front = Front::start("", "").await;
+    let mut driver = JoinSet::new();
+    let mut sender = http2(&front, &mut driver).await;
+    let mut asked = JoinSet::new();
+    asked.spawn(sender.send_request(get()));
+    let mut backend = front.accept().await;
+    backend.head().await;
+    asked.shutdown().await;
+    let mut heard = Vec::new();
+    let end = backend.0.read_to_end(&mut heard);
+    let _end = soon("the end", end).await;
+    assert!(heard.is_empty());
+    let given_up = |line: &serde_json::Value| message(line) == "request" && line["by"] == "client";
+    let record = front.homescar.line("a record", given_up).await;
+    assert_eq!(record["reason"], "gone", "{record}");
+    let said = "HTTP/1.1 204 No Content\r\n\r\n";
+    let (response, _backend) = begun(&front, &mut sender, said).await;
+    assert_eq!(response.status(), 204);
+}
+
 /// Half a preface of HTTP/2, pings without a request: a connection on which nothing is asked ends,
 /// whatever else is said on it.
 #[tokio::test]

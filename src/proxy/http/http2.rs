@@ -13,10 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{
-    RecvStream,
-    server::{Builder, Connection, SendResponse},
-};
+use h2::server::{Builder, Connection};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::{
@@ -31,7 +28,7 @@ use super::{
     },
     deadline::Deadline,
     http1::NEXT_REQUEST,
-    stream,
+    stream::Errand,
     visitor::Visitor,
 };
 use crate::config::{Limits, Timeouts};
@@ -160,12 +157,10 @@ impl<S: Side> Driver<'_, S> {
     async fn accept(&mut self) {
         poll_fn(|cx| {
             while let Some(Ok((request, respond))) = ready!(self.connection.poll_accept(cx)) {
-                start(
-                    Arc::clone(self.visitor),
-                    request,
-                    respond,
-                    self.requests.begin(),
-                );
+                let guard = self.requests.begin();
+                if let Some(errand) = Errand::begin(self.visitor, request, respond) {
+                    start(errand, guard);
+                }
             }
             Poll::Ready(())
         })
@@ -188,18 +183,13 @@ impl<S: Side> Driver<'_, S> {
 }
 
 /// Hands a request to a task of its own, which notices when the client gives it up.
-fn start(
-    visitor: Arc<Visitor>,
-    request: http::Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    guard: RequestGuard,
-) {
-    registry::spawn(Arc::clone(&visitor.listener), None, |ticket| {
-        // Large: in a box of its own, the runtime moves it about no more.
+fn start(mut errand: Box<Errand>, guard: RequestGuard) {
+    registry::spawn(errand.listener(), None, |ticket| {
+        // In a box of its own, the runtime moves it about no more.
         Box::pin(async move {
-            let mut deadline = guard.deadline();
-            stream::serve(&visitor, request, respond, &mut deadline, &ticket).await;
-            guard.leave(deadline);
+            errand.run(&ticket).await;
+            errand.end();
+            drop(guard);
         })
     });
 }

@@ -2,18 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
-
-use crate::proxy::http::deadline::{Deadline, NEVER};
-
-/// Timers that wait for the next requests.
-const SPARE: usize = 16;
 
 /// Counts the requests of a connection.
 #[derive(Debug)]
@@ -24,8 +19,6 @@ pub(super) struct Requests {
     /// Milliseconds after the beginning, when the last one ended.
     idle_since: AtomicU64,
     none_open: Notify,
-    /// To set a timer further away costs nothing, and a new one does.
-    spare: Mutex<Vec<Deadline>>,
 }
 
 /// One open request.
@@ -40,7 +33,6 @@ impl Requests {
             total: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             none_open: Notify::new(),
-            spare: Mutex::default(),
         }
     }
 
@@ -77,25 +69,6 @@ impl Requests {
             let since = u64::try_from(since).unwrap_or(u64::MAX);
             self.idle_since.store(since, Relaxed);
             self.none_open.notify_waiters();
-        }
-    }
-}
-
-impl RequestGuard {
-    /// A timer, one of a request before if there is one.
-    pub(super) fn deadline(&self) -> Deadline {
-        let spare = self.0.spare.lock();
-        let spare = spare.unwrap_or_else(PoisonError::into_inner).pop();
-        // One that is due at once would wake the thread's event loop.
-        spare.unwrap_or_else(|| Deadline::new(Instant::now() + NEVER))
-    }
-
-    /// Leaves a timer to the next request.
-    pub(super) fn leave(&self, deadline: Deadline) {
-        let spare = self.0.spare.lock();
-        let mut spare = spare.unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARE {
-            spare.push(deadline);
         }
     }
 }

@@ -87,14 +87,15 @@ impl Exchange<'_> {
             )
         };
         let before = progress(self);
-        if self.reply.poll_gone(cx).is_ready() {
-            return Poll::Ready(End::ClientGone);
-        }
         if let Err(end) = self.poll_upload(cx) {
             return Poll::Ready(end);
         }
         if let Poll::Ready(end) = self.poll_download(cx) {
             return Poll::Ready(end);
+        }
+        // Only before it waits: what is said to one who has gone fails by itself.
+        if self.reply.poll_gone(cx).is_ready() {
+            return Poll::Ready(End::ClientGone);
         }
         if before != progress(self) {
             self.deadline.set(Instant::now() + self.patience().0);
@@ -250,6 +251,8 @@ impl Receiver for Download {
         let status = if is_switch { 200 } else { self.status };
         let mut head = HttpResponse::new(());
         *head.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        // With what is added to it.
+        head.headers_mut().reserve(response.head.fields.len() + 2);
         for (name, value) in response.fields() {
             if is_switch && name.eq_ignore_ascii_case("sec-websocket-accept") {
                 continue;
@@ -260,7 +263,10 @@ impl Receiver for Download {
             }
         }
         if let Some(length) = response.length() {
-            head.headers_mut().insert(CONTENT_LENGTH, length.into());
+            let mut text = itoa::Buffer::new();
+            if let Ok(length) = HeaderValue::from_str(text.format(length)) {
+                head.headers_mut().insert(CONTENT_LENGTH, length);
+            }
         }
         self.head = Some(head);
     }
