@@ -34,9 +34,10 @@ use crate::{
 
 const WORKERS: usize = 4;
 
-/// Workers that are slow to start, so that those of a killed one are moved; ready for good at once.
+/// Workers that are so slow to start that all clients of a killed one are elsewhere before it is back,
+/// also on a busy machine; ready for good at once.
 fn config(cluster: &str) -> String {
-    let command = json!([WORKER, "--ready-after", "1200"]);
+    let command = json!([WORKER, "--ready-after", "3000"]);
     format!(
         r#"
         threads = 2

@@ -1,6 +1,6 @@
 //! WebSocket through HTTP mode: over HTTP/1.1 and HTTP/2, its goodbyes and its records.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::Empty;
@@ -292,20 +292,19 @@ async fn at_the_end_each_client_is_told_in_its_turn() {
             }
         });
     }
+    let began = tokio::time::Instant::now();
     front.homescar.signal(Signal::SIGTERM);
-    let mut by_quarter = BTreeMap::new();
-    let mut first = None;
+    let mut times = Vec::new();
     for _ in 0..CLIENTS {
         let (code, at) = soon("a close", codes.recv()).await.unwrap();
         assert_eq!(code, Some(1001));
-        let began = *first.get_or_insert(at);
-        let quarter = (at - began).as_millis() / 500;
-        *by_quarter.entry(quarter.min(4)).or_insert(0) += 1;
+        times.push((at - began).as_millis());
     }
-    let quarters: Vec<usize> = (0..4)
-        .map(|q| by_quarter.get(&q).copied().unwrap_or(0))
-        .collect();
-    assert!(quarters.iter().all(|count| *count >= 5), "{quarters:?}");
+    // Evenly, those of each thread for themselves. A busy machine makes them later, and never earlier.
+    for (within, most) in [(500, 20), (1000, 35), (1500, 50)] {
+        let early = times.iter().filter(|at| **at < within).count();
+        assert!(early <= most, "{early} within {within} ms: {times:?}");
+    }
     let mut homescar = front.homescar;
     homescar.exit().await;
 }
