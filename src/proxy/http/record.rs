@@ -18,7 +18,7 @@ pub(super) use self::{brief::Brief, saved::SavedRequest};
 use super::{
     super::{
         Listener,
-        record::{Detour, Ended, Home, Journey, Traffic, millis},
+        record::{CloseReason, Detour, Ended, Home, Journey, Traffic, millis},
         share,
         stats::{class_of, code_of, end_of, party_of},
     },
@@ -45,6 +45,15 @@ impl Outcome {
 
     pub(super) const fn new(by: &'static str, reason: &'static str) -> Self {
         Self { by, reason }
+    }
+
+    /// No backend could be reached; and the status that says so.
+    pub(super) const fn unreached(reason: CloseReason) -> (u16, Self) {
+        let status = match reason {
+            CloseReason::ConnectFailed => 502,
+            _ => 503,
+        };
+        (status, Self::new(reason.by(), reason.as_str()))
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     super::{
         connect::{Connected, Tried},
         listener::Listener,
-        record::{CloseReason, Traffic},
+        record::Traffic,
         registry::{Ticket, own_waker},
     },
     backend::Backend,
@@ -173,11 +173,8 @@ impl Errand {
         match connected {
             Ok(connected) => Some(connected),
             Err(reason) => {
-                let status = match reason {
-                    CloseReason::ConnectFailed => 502,
-                    _ => 503,
-                };
-                self.reply(status, Outcome::new(reason.by(), reason.as_str()));
+                let (status, outcome) = Outcome::unreached(reason);
+                self.reply(status, outcome);
                 None
             }
         }

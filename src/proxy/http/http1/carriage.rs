@@ -23,7 +23,7 @@ use crate::proxy::{
         request::Terms,
         websocket::{Tunnel, WebSocket},
     },
-    record::{CloseReason, Traffic},
+    record::Traffic,
     registry::{self, Passage},
     relay::Side as _,
     secure::Downstream,
@@ -117,7 +117,10 @@ impl<'a, D: Downstream> Carriage<'a, D> {
             };
             let connected = match connected {
                 Ok(connected) => connected,
-                Err(reason) => return Ok(self.unreached(reason)),
+                Err(reason) => {
+                    let (status, outcome) = Outcome::unreached(reason);
+                    return Ok(self.answer(status, outcome));
+                }
             };
             let home = self.record.journey.home.as_ref();
             let lesson = home.map(|home| destination.lesson(home));
@@ -274,15 +277,6 @@ impl<'a, D: Downstream> Carriage<'a, D> {
         self.record.outcome = outcome;
         self.client.stream.reset_on_close();
         Next::Gone
-    }
-
-    /// No backend could be reached.
-    fn unreached(&mut self, reason: CloseReason) -> Next {
-        let status = match reason {
-            CloseReason::ConnectFailed => 502,
-            _ => 503,
-        };
-        self.answer(status, Outcome::new(reason.by(), reason.as_str()))
     }
 
     /// Answers in place of the backend.
