@@ -38,18 +38,26 @@ struct Current {
     is_costly: bool,
 }
 
+impl Current {
+    fn new(material: &ServerMaterial, tickets: Arc<Tickets>) -> Self {
+        let mut config = material.config.clone();
+        config.ticketer = Arc::<Tickets>::clone(&tickets);
+        Self {
+            config: Arc::new(config),
+            tickets,
+            trust: material.trust.clone(),
+            is_costly: material.is_costly(),
+        }
+    }
+}
+
 impl Acceptor {
     /// An acceptor whose costly handshakes run in this pool.
     #[must_use]
     pub fn new(material: &ServerMaterial, pool: Arc<Pool>) -> Self {
-        let current = Current {
-            config: Arc::new(material.config.clone()),
-            tickets: Arc::clone(&material.tickets),
-            trust: material.trust.clone(),
-            is_costly: material.is_costly(),
-        };
+        let tickets = Arc::clone(&material.tickets);
         Self {
-            current: ArcSwap::from_pointee(current),
+            current: ArcSwap::from_pointee(Current::new(material, tickets)),
             pool,
         }
     }
@@ -59,18 +67,12 @@ impl Acceptor {
     /// now, as a client that resumes its session is not verified again.
     pub fn replace(&self, material: &ServerMaterial) {
         let old = self.current.load();
-        let mut config = material.config.clone();
         let tickets = match old.trust == material.trust {
             true => Arc::clone(&old.tickets),
             false => Arc::clone(&material.tickets),
         };
-        config.ticketer = Arc::<Tickets>::clone(&tickets);
-        self.current.store(Arc::new(Current {
-            config: Arc::new(config),
-            tickets,
-            trust: material.trust.clone(),
-            is_costly: material.is_costly(),
-        }));
+        let current = Current::new(material, tickets);
+        self.current.store(Arc::new(current));
     }
 
     /// The keys of its session tickets, for another image of the program.

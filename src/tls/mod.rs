@@ -4,8 +4,8 @@
 //! and verified before ([`ServerMaterial`], [`ClientMaterial`]), and takes another one while
 //! connections go on: those that are open keep what they began with. A handshake with a client that
 //! is cheap is done on the data-plane thread when it is its turn, one that is costly on a [`Pool`]
-//! beside it; handshakes with backends are mostly resumed, and run where they are asked for. [`Watch`] tells when files have changed. Nothing here knows what
-//! an encrypted stream is for.
+//! beside it; handshakes with backends are mostly resumed, and run where they are asked for. [`Watch`]
+//! tells when files have changed. Nothing here knows what an encrypted stream is for.
 
 mod acceptor;
 mod channel;
