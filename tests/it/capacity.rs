@@ -231,20 +231,7 @@ async fn in_http_requests_wait_and_a_websocket_keeps_its_seat() {
         .await;
     two.until("2").await;
 
-    one.say(
-        "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-    )
-    .await;
-    let mut tunnel = front.accept().await;
-    tunnel.head().await;
-    tunnel
-        .say(
-            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
-        )
-        .await;
-    one.head().await;
+    let mut tunnel = front.websocket(&mut one).await;
     two.say(GET).await;
     // Nothing of it reaches the backend while the WebSocket is open.
     tunnel.say([0x81, 1, b'x']).await;

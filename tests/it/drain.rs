@@ -160,20 +160,7 @@ async fn what_is_cut_of_http_is_recorded_once() {
     backend.head().await;
     // A WebSocket.
     let mut websocket = front.client().await;
-    let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
-    websocket
-        .say(GET.replace("\r\n\r\n", "\r\n") + handshake)
-        .await;
-    let mut switched = front.accept().await;
-    switched.head().await;
-    switched
-        .say(
-            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
-        )
-        .await;
-    websocket.head().await;
+    let _switched = front.websocket(&mut websocket).await;
     // HTTP/2.
     let stream = TcpStream::connect(front.address).await.unwrap();
     let (mut http2, connection) = h2::client::handshake(stream).await.unwrap();

@@ -51,6 +51,26 @@ impl Front {
         Peer(soon("a connection", self.backend.accept()).await.unwrap().0)
     }
 
+    /// Makes a WebSocket of a client's connection; the backend's end of it.
+    pub(crate) async fn websocket(&self, client: &mut Peer) -> Peer {
+        client
+            .say(
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            )
+            .await;
+        let mut backend = self.accept().await;
+        backend.head().await;
+        backend
+            .say(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+            )
+            .await;
+        client.head().await;
+        backend
+    }
+
     /// Whether nobody connects to the backend.
     fn nobody_waits(&self) -> bool {
         use futures_util::FutureExt as _;

@@ -155,13 +155,7 @@ async fn a_stream_that_is_given_up_takes_its_backend_connection_along() {
     drop(body);
     let flood = async { while backend.0.write_all(&[b'x'; 65_536]).await.is_ok() {} };
     soon("the end", flood).await;
-    let given_up = |line: &serde_json::Value| message(line) == "request" && line["by"] == "client";
-    let record = front.homescar.line("a record", given_up).await;
-    assert_eq!(record["reason"], "gone", "{record}");
-    // The connection is as good as before.
-    let said = "HTTP/1.1 204 No Content\r\n\r\n";
-    let (response, _backend) = begun(&front, &mut sender, said).await;
-    assert_eq!(response.status(), 204);
+    was_given_up(&front, &mut sender).await;
 }
 
 /// The same before a word of the response: nobody waits for a backend that nobody waits for.
@@ -179,12 +173,7 @@ async fn a_stream_that_is_given_up_before_its_response_takes_its_backend_connect
     let end = backend.0.read_to_end(&mut heard);
     let _end = soon("the end", end).await;
     assert!(heard.is_empty());
-    let given_up = |line: &serde_json::Value| message(line) == "request" && line["by"] == "client";
-    let record = front.homescar.line("a record", given_up).await;
-    assert_eq!(record["reason"], "gone", "{record}");
-    let said = "HTTP/1.1 204 No Content\r\n\r\n";
-    let (response, _backend) = begun(&front, &mut sender, said).await;
-    assert_eq!(response.status(), 204);
+    was_given_up(&front, &mut sender).await;
 }
 
 /// Half a preface of HTTP/2, pings without a request: a connection on which nothing is asked ends,
@@ -263,6 +252,16 @@ async fn a_response_that_can_have_no_body_has_no_length() {
             }
         }
     }
+}
+
+/// That the client's request was, and that its connection is as good as before.
+async fn was_given_up(front: &Front, sender: &mut SendRequest<Empty<Bytes>>) {
+    let given_up = |line: &serde_json::Value| message(line) == "request" && line["by"] == "client";
+    let record = front.homescar.line("a record", given_up).await;
+    assert_eq!(record["reason"], "gone", "{record}");
+    let said = "HTTP/1.1 204 No Content\r\n\r\n";
+    let (response, _backend) = begun(front, sender, said).await;
+    assert_eq!(response.status(), 204);
 }
 
 /// What a client gets once its request has met a new backend's connection on which this is said, and that
