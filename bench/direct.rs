@@ -46,6 +46,10 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 /// Clients that work at the same time, each from an address of its own.
 const CLIENTS: u8 = 32;
 
+/// Warm-up, in times of what is measured: until all four have compiled what they do, with one CPU for it.
+/// Without it, a request costs a worker two to six times as much, and differs as much from round to round.
+const WARM_UP: f64 = 4.0;
+
 /// Measures what is between clients and workers.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -55,7 +59,7 @@ struct Arguments {
     /// Times that each row is measured with each front, the fronts taking turns.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// How long each is measured, in seconds; half of it is warm-up before.
+    /// How long each is measured, in seconds; four times as long is warm-up before.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Where to write all figures.
@@ -147,7 +151,9 @@ async fn measure(row: Row, arguments: &Arguments, cpus: Cpus) -> Outcome<Vec<ser
         for kind in front::Kind::ALL {
             let front = Front::start(kind, &arguments.programs, cpus).await?;
             front.is_there().await?;
-            work(row, &front, arguments.seconds / 2.0).await?;
+            // All have started when everybody was served.
+            work(row, &front, 0.0).await?;
+            work(row, &front, arguments.seconds * WARM_UP).await?;
             let (spent, clients) = (front.spent()?, Usage::of_this_thread()?);
             let units = work(row, &front, arguments.seconds).await?;
             let Spent { between, workers } = front.spent()?.since(spent);
@@ -200,12 +206,13 @@ fn spread(mut of: Vec<f64>) -> String {
     format!("{:.2} ({least:.2}–{greatest:.2})", of[of.len() / 2])
 }
 
-/// Does so much of it in this time.
+/// Does so much of it in this time; each client does it once at least.
 async fn work(row: Row, front: &Front, seconds: f64) -> Outcome<u64> {
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     let mut clients = Vec::new();
     for client in 0..CLIENTS {
-        let (from, to) = (Ipv4Addr::new(127, 1, 7, client + 1), front.address(client));
+        let from = Ipv4Addr::new(127, 1, 7, client + 1);
+        let to = front.address(from);
         clients.push(tokio::task::spawn_local(async move {
             match row {
                 Row::DirectCrr => connections(from, to, until).await,
@@ -222,24 +229,28 @@ async fn work(row: Row, front: &Front, seconds: f64) -> Outcome<u64> {
 
 async fn connections(from: Ipv4Addr, to: SocketAddr, until: Instant) -> io::Result<u64> {
     let mut units = 0;
-    while Instant::now() < until {
+    loop {
         let mut stream = connect(from, to).await?;
         ask(&mut stream).await?;
         // No TIME_WAIT, of which there would soon be too many.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         units += 1;
+        if Instant::now() >= until {
+            return Ok(units);
+        }
     }
-    Ok(units)
 }
 
 async fn requests(from: Ipv4Addr, to: SocketAddr, until: Instant) -> io::Result<u64> {
     let mut stream = connect(from, to).await?;
     let mut units = 0;
-    while Instant::now() < until {
+    loop {
         ask(&mut stream).await?;
         units += 1;
+        if Instant::now() >= until {
+            return Ok(units);
+        }
     }
-    Ok(units)
 }
 
 async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {

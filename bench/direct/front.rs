@@ -2,12 +2,14 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    num::NonZeroU32,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
+use homescar::affinity::{AffinityKey, Table};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::{
@@ -146,12 +148,26 @@ impl Front {
         })
     }
 
-    /// Where a client connects to.
-    pub(crate) fn address(&self, client: u8) -> SocketAddr {
-        self.addresses[usize::from(client) % self.addresses.len()]
+    /// Where a client connects to: of several, to the one that it would have behind homescar, as the more
+    /// clients one has, the less each costs it.
+    pub(crate) fn address(&self, client: Ipv4Addr) -> SocketAddr {
+        let names = (0..self.addresses.len()).map(|index| format!("app/{index}"));
+        let names: Vec<_> = names.collect();
+        let slots = names.iter().map(|name| (&**name, NonZeroU32::MIN));
+        let home = Table::new(0, slots).home(AffinityKey::from_bits(client.into()));
+        self.addresses[home.unwrap_or(0)]
     }
 
-    /// Waits until every worker has served somebody.
+    async fn answers(&self) -> bool {
+        for address in &self.addresses {
+            if TcpStream::connect(address).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until every worker has started, and is there.
     pub(crate) async fn is_there(&self) -> Outcome {
         let deadline = Instant::now() + START_TIMEOUT;
         let wanted = match self.kind {
@@ -159,10 +175,7 @@ impl Front {
             _ => WORKERS,
         };
         loop {
-            let answers = TcpStream::connect(self.address(0)).await.is_ok();
-            if answers && self.nodes()?.len() == wanted {
-                // Node goes on compiling what it has met for a while.
-                sleep(Duration::from_millis(700)).await;
+            if self.nodes()?.len() == wanted && self.answers().await {
                 return Ok(());
             }
             if Instant::now() > deadline {
