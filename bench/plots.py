@@ -100,7 +100,7 @@ def disruption(data, path):
     axes.barh([s["hash"] for s in samples], [100 * s["leaves"] for s in samples], color="#5b7db1")
     axes.axvline(100 * samples[0]["ideal"], color="#444", lw=0.8)
     axes.invert_yaxis()
-    axes.set_title(f"% of clients that move when one of {slots} slots leaves (line: the least possible)", loc="left")
+    axes.set_title(f"% of clients that move when one of {slots} slots leaves (line: its fair share)", loc="left")
     save(figure, path)
 
 

@@ -114,7 +114,7 @@ impl Front {
                 "--mode",
                 mode,
             ];
-            words.extend(["--log-level", "warn", "--", "node", SERVER]);
+            words.extend(["--", "node", SERVER]);
             spawn_in(dir, env!("CARGO_BIN_EXE_homescar"), &words, None)
         };
         match kind {

@@ -34,8 +34,8 @@ const PAUSE: Duration = Duration::from_millis(7);
 /// Connections that stay, and how often each says something.
 const KEPT: u64 = 64;
 const KEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Longer than that and a client has failed.
-const GIVE_UP: Duration = Duration::from_secs(5);
+/// Longer than that and a client has failed; less than it is watched for.
+const GIVE_UP: Duration = Duration::from_millis(1500);
 
 /// Before it, around it, and when it is over.
 const CALM: Duration = Duration::from_millis(1500);
@@ -209,7 +209,7 @@ async fn come_and_go(mut door: Door, first: u64, seen: Rc<RefCell<Seen>>) {
 /// One connection, until it is lost.
 async fn stay(mut door: Door, client: u64, lost: Rc<RefCell<u8>>) {
     if let Ok((_, mut stream)) = ask(&mut door, client).await {
-        while say(&mut stream, client).await.is_ok() {
+        while let Ok(Ok(_)) = timeout(GIVE_UP, say(&mut stream, client)).await {
             sleep(KEPT_PAUSE).await;
         }
     }
