@@ -313,9 +313,11 @@ def facts(folder):
 def full(folder, took):
     import plots
 
+    # Before the plots are drawn, which are files of the commit.
+    about = facts(folder)
     drawn = plots.draw(folder, HERE / "plots")
     out = ["# Results", "", "Written by `bench/run`; [README.md](README.md) has the method, and [peers](peers/README.md) "
-           "the configurations.", "", *facts(folder), f"The run took {took // 60} min.", ""]
+           "the configurations.", "", *about, f"The run took {took // 60} min.", ""]
     for _, title, text, lines in sections(folder):
         out += [f"## {title}", ""]
         out += [line for picture in drawn.get(title, []) for line in (f"![{title}](plots/{picture})", "")]

@@ -45,7 +45,8 @@ impl Counting {
         // It speaks when it has attached to all threads of a process, and is silent until its end.
         let mut lines = BufReader::new(stderr).lines();
         for _ in pids {
-            let line = timeout(PATIENCE, lines.next_line()).await??;
+            let line = timeout(PATIENCE, lines.next_line()).await;
+            let line = line.map_err(|_| format!("strace has not attached in {PATIENCE:?}"))??;
             let line = line.unwrap_or_default();
             if !line.contains("attached") {
                 return Err(format!("strace does not attach: {line}").into());
@@ -58,7 +59,8 @@ impl Counting {
     pub(crate) async fn end(mut self) -> Outcome<Counted> {
         let pid = self.strace.id().ok_or("strace has ended by itself")?;
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT)?;
-        timeout(PATIENCE, self.strace.wait()).await??;
+        let ended = timeout(PATIENCE, self.strace.wait()).await;
+        ended.map_err(|_| format!("strace has not ended in {PATIENCE:?}"))??;
         Counted::parse(&fs::read_to_string(self.table.path())?)
     }
 }

@@ -157,7 +157,8 @@ impl Bench {
         let counting = calls::Counting::start(&proxy.pids()?).await?;
         let clients = self.set_going(spec.work, open, &proxy.door, &tally);
         // Connections that are kept are returned open, as their end would be counted too.
-        let ended = timeout(PATIENCE, clients.join_all()).await?;
+        let ended = timeout(PATIENCE, clients.join_all()).await;
+        let ended = ended.map_err(|_| "clients hang under strace")?;
         if spec.work == Work::Short {
             self.quiet().await?;
         }
