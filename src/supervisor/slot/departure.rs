@@ -17,6 +17,7 @@ use crate::{
     cluster::{Cluster, Snapshot, StopReason},
     config::Key,
     supervisor::{
+        Guests,
         entrance::keep_asking,
         generation::Generation,
         home::Home,
@@ -119,7 +120,8 @@ impl Departure {
                 () = sleep_until(deadline) => break,
             }
         }
-        self.is_forgotten().await;
+        self.is_forgotten(guests.as_deref(), config.drain.spread)
+            .await;
         let left = load.active.load(Relaxed);
         if left > 0 {
             info!(
@@ -135,16 +137,21 @@ impl Departure {
     }
 
     /// Nobody is sent to it any more, and whoever was on the way has arrived.
-    async fn is_forgotten(&self) {
-        let (slot, number) = (self.old.slot(), self.old.number);
+    async fn is_forgotten(&self, guests: Option<&dyn Guests>, spread: Duration) {
+        let (slot, number, load) = (self.old.slot(), self.old.number, self.old.load());
         self.cluster.report(self.old.gone()).await;
         let is_out = |snapshot: &Snapshot| {
             let entry = snapshot.entry(slot);
             entry.is_none_or(|entry| entry.generations().all(|one| one.generation != number))
         };
-        let by = Instant::now() + FORGOTTEN_WITHIN;
         let _late = self.cluster.wait_until(FORGOTTEN_WITHIN, is_out).await;
-        while self.old.load().active.load(Relaxed) > 0 && Instant::now() < by {
+        if let Some(guests) = guests {
+            // Each thread does this between two of its connections, so whoever had found the way here
+            // before, and was not counted yet, is counted then.
+            guests.ask_to_leave(load, spread).await;
+        }
+        let by = Instant::now() + FORGOTTEN_WITHIN;
+        while load.active.load(Relaxed) > 0 && Instant::now() < by {
             sleep(LOOK_EVERY).await;
         }
     }
