@@ -108,8 +108,8 @@ fn main() -> Outcome {
         }
     }
     if let Some(file) = &arguments.json {
-        let plain = front::Kind::Four.name();
-        let figures = serde_json::json!({ "plain": plain, "samples": figures });
+        let [plain, barred] = [front::Kind::Four, front::Kind::Direct].map(front::Kind::name);
+        let figures = serde_json::json!({ "plain": plain, "barred": barred, "samples": figures });
         fs::write(file, serde_json::to_string_pretty(&figures)?)?;
     }
     Ok(())

@@ -26,8 +26,8 @@ BARS = {
 }
 # … or in KiB a connection.
 MEMORY_BARS = {"idle-tcp": 1.0, "idle-tcp-used": 1.0, "idle-ws": 2.0, "idle-http": 1.0, "idle-tls": 12.0}
-# … or, of the whole machine before four workers, of what they cost with a port each.
-DIRECT, DIRECT_BAR = "homescar, direct, before four", 1.03
+# … or, in direct mode, of what four workers with a port each cost the whole machine.
+DIRECT_BAR = 1.03
 
 
 def significant(figure):
@@ -198,7 +198,7 @@ def direct(data):
             of_front = [sample for sample in samples if sample["front"] == front]
             line = [front, *(spread(s[key] for s in of_front) for key in ("between", "workers", "clients", "all"))]
             ratios = [s["all"] / plain[s["round"]]["all"] for s in of_front if s["round"] in plain]
-            has_bar = front == DIRECT and ratios
+            has_bar = front == data["barred"] and ratios
             bar = [two(DIRECT_BAR), verdict(median(ratios), DIRECT_BAR)] if has_bar else ["", ""]
             lines.append([*line, spread(ratios, two), *bar])
         head = [f"`{row}`, CPU in µs", "what is between", "workers", "clients", "all", "all ÷ four, each with a port",
@@ -255,8 +255,8 @@ SECTIONS = [
     ("proxy", json.loads, [
         ("What it costs", "CPU of the proxy, all its threads and processes, a unit of work; memory, the growth of its "
          "proportional share, a connection; system calls a unit. Medians of the rounds (least–greatest); ratios "
-         "within each round. A bar is homescar's own goal, of memory in KiB, of CPU a ratio to the best peer: one that is missed does "
-         "not mean that a peer costs less.",
+         "within each round. A bar is homescar's own goal, of memory in KiB, of CPU a ratio to the best peer: one that is "
+         "missed does not mean that a peer costs less.",
          lambda data: summary(Proxies(data))),
         ("The whole machine", "All CPUs, whoever had them: proxy, clients, backends and kernel, a unit. `none`: clients "
          "straight to the backends.", lambda data: machine(Proxies(data))),
@@ -273,8 +273,8 @@ SECTIONS = [
          "others' after 100 ms, as systemd would.", lambda data: events(Proxies(data))),
     ]),
     ("direct", json.loads, [("Direct mode", "Four `node server.js`. The plain one is four of them with a port each, of "
-                             "which every client knows its own. `direct-crr`: connect, a GET, a reset; `direct-http-rr`: GETs "
-                             "on connections that stay.", direct)]),
+                             "which every client knows its own. `direct-crr`: connect, a GET, a reset; "
+                             "`direct-http-rr`: GETs on connections that stay.", direct)]),
     ("lookup", str, [("Look-up and rebuild", "Of homescar's table.", lookup)]),
     ("spread", json.loads, [("Balance and disruption", "A million simulated clients.", spread_of_clients)]),
 ]

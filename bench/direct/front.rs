@@ -105,7 +105,7 @@ impl Front {
         let listen = address.to_string();
         let run = |mode| {
             let count = WORKERS.to_string();
-            let mut words = vec![
+            let words = [
                 "run",
                 "--listen",
                 &listen,
@@ -113,8 +113,10 @@ impl Front {
                 &count,
                 "--mode",
                 mode,
+                "--",
+                "node",
+                SERVER,
             ];
-            words.extend(["--", "node", SERVER]);
             spawn_in(dir, env!("CARGO_BIN_EXE_homescar"), &words, None)
         };
         match kind {
@@ -158,15 +160,6 @@ impl Front {
         self.addresses[home.unwrap_or(0)]
     }
 
-    async fn answers(&self) -> bool {
-        for address in &self.addresses {
-            if TcpStream::connect(address).await.is_err() {
-                return false;
-            }
-        }
-        true
-    }
-
     /// Waits until every worker has started, and is there.
     pub(crate) async fn is_there(&self) -> Outcome {
         let deadline = Instant::now() + START_TIMEOUT;
@@ -198,6 +191,15 @@ impl Front {
             }
         }
         Ok(spent)
+    }
+
+    async fn answers(&self) -> bool {
+        for address in &self.addresses {
+            if TcpStream::connect(address).await.is_err() {
+                return false;
+            }
+        }
+        true
     }
 
     fn nodes(&self) -> Outcome<Vec<Pid>> {

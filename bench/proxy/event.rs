@@ -208,7 +208,7 @@ async fn come_and_go(mut door: Door, first: u64, seen: Rc<RefCell<Seen>>) {
 
 /// One connection, until it is lost.
 async fn stay(mut door: Door, client: u64, lost: Rc<RefCell<u8>>) {
-    if let Ok((_, mut stream)) = ask(&mut door, client).await {
+    if let Ok(Ok((_, mut stream))) = timeout(GIVE_UP, ask(&mut door, client)).await {
         while let Ok(Ok(_)) = timeout(GIVE_UP, say(&mut stream, client)).await {
             sleep(KEPT_PAUSE).await;
         }

@@ -10,14 +10,11 @@ const now = () => (performance.timeOrigin + performance.now()) / 1000;
 const say = (what) => console.log(JSON.stringify(what));
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const crowd = [];
-const agents = [];
 
 for (let n = 1; n <= clients; n++) {
   const address = `127.1.9.${n}`;
-  const agent = new Agent({ localAddress: address, keepAlive: false });
-  agents.push(agent);
   const socket = io(`http://127.0.0.1:${port}`, {
-    agent,
+    agent: new Agent({ localAddress: address, keepAlive: false }),
     forceNew: true,
     transports: n <= upgraded ? ["polling", "websocket"] : ["polling"],
     reconnectionDelay: 20,
@@ -64,8 +61,10 @@ async function asks(address, socket) {
 
 // A session that is ended says so by requests of its own, one after the other, each by a new connection.
 const areGone = () =>
-  crowd.every(({ io: { engine } }) => engine.readyState === "closed") &&
-  agents.every((agent) => [agent.sockets, agent.requests].every((of) => Object.keys(of).length === 0));
+  crowd.every(({ io: { engine, opts: { agent } } }) => {
+    const isIdle = [agent.sockets, agent.requests].every((of) => Object.keys(of).length === 0);
+    return engine.readyState === "closed" && isIdle;
+  });
 
 for await (const line of createInterface({ input: process.stdin })) {
   if (line === "end") process.exit();
