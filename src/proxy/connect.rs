@@ -202,14 +202,17 @@ impl<'a> Search<'a> {
         let Some(backend) = entry.serving(generation) else {
             return Ok(None);
         };
+        // Counted before it is there: whoever ends the generation asks this thread first, and must then
+        // find who is on the way.
+        let home = Home::enter(Arc::clone(&entry.slot), Arc::clone(backend));
         let connected = |upstream, is_reused, journey: &mut Journey| {
-            let slot = Arc::clone(&entry.slot);
             // Without a key nobody has a slot of its own.
             if snapshot.config.affinity.key != Key::None {
                 let passed = journey.detour().passed.as_ref().map(|(_, why)| *why);
-                slot.stats.affinity.count(passed);
+                entry.slot.stats.affinity.count(passed);
             }
-            journey.home = Some(Home::new(slot, Arc::clone(backend)));
+            home.reached();
+            journey.home = Some(home);
             Connected {
                 upstream,
                 send_proxy: snapshot.config.send_proxy,
@@ -314,24 +317,33 @@ impl Drop for Held<'_> {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
+    use socket2::{Domain, SockAddr, Socket, Type};
 
     use super::*;
-    use crate::config::{Config, Facts};
+    use crate::{
+        cluster::Controller,
+        config::{Config, Facts},
+    };
 
-    const CONFIG: &str = r#"
-        [listener.web]
-        bind = "127.0.0.1:0"
-        cluster = "app"
-        [cluster.app]
-        on_down = "hold 10s"
-        workers = { command = ["/bin/true"], count = 1 }
-        "#;
+    /// A cluster with one slot.
+    fn cluster(source: &str) -> (Cluster, Controller) {
+        let config = format!(
+            r#"
+            [listener.web]
+            bind = "127.0.0.1:0"
+            cluster = "app"
+            [cluster.app]
+            on_down = "hold 10s"
+            {source}
+            "#
+        );
+        let config = Config::parse(&config, "test", &Facts::of_this_process()).unwrap();
+        Cluster::new(&config.clusters[0])
+    }
 
     #[tokio::test]
     async fn a_client_that_is_cut_while_it_is_held_is_not_counted_for_ever() {
-        let facts = Facts::of_this_process();
-        let config = Config::parse(CONFIG, "test", &facts).unwrap();
-        let (cluster, _controller) = Cluster::new(&config.clusters[0]);
+        let (cluster, _controller) = cluster(r#"workers = { command = ["/bin/true"], count = 1 }"#);
         let stats = Arc::clone(&cluster.load().entries[0].slot.stats);
         let held = || stats.held.load(Relaxed);
         {
@@ -342,5 +354,48 @@ mod tests {
             assert_eq!(held(), 1);
         }
         assert_eq!(held(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_is_on_the_way_is_counted_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.sock");
+        let socket = || Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+        let address = SockAddr::unix(&path).unwrap();
+        let backend = socket();
+        backend.bind(&address).unwrap();
+        backend.listen(0).unwrap();
+        let first = socket();
+        first.connect(&address).unwrap();
+        assert!(socket().connect(&address).is_err(), "its queue is full");
+
+        let source = format!(r#"backends = ["unix:{}"]"#, path.display());
+        let (cluster, _controller) = cluster(&source);
+        let snapshot = cluster.load();
+        let entry = &snapshot.entries[0];
+        let load = &entry.backend.as_ref().unwrap().load;
+        let counts = || {
+            let all = [
+                &entry.slot.stats.active,
+                &load.active,
+                &entry.slot.stats.total,
+            ];
+            all.map(|count| count.load(Relaxed))
+        };
+        let mut journey = Journey::default();
+        let mut search = Search::new(&cluster, AffinityKey::from_bits(1), true);
+        let mut connect = Box::pin(search.connect(&mut journey));
+        assert!(connect.as_mut().now_or_never().is_none());
+        assert_eq!(counts(), [1, 1, 0]);
+        drop(connect);
+        assert_eq!(counts(), [0, 0, 0], "cut on the way");
+
+        let mut connect = Box::pin(search.connect(&mut journey));
+        assert!(connect.as_mut().now_or_never().is_none());
+        backend.accept().unwrap();
+        connect.await.unwrap();
+        assert_eq!(counts(), [1, 1, 1]);
+        drop(journey);
+        assert_eq!(counts(), [0, 0, 1]);
     }
 }

@@ -344,16 +344,16 @@ impl Drop for ConnectionRecord {
 }
 
 impl Home {
-    pub(super) fn new(slot: Arc<Slot>, backend: Arc<Backend>) -> Self {
-        slot.stats.total.fetch_add(1, Relaxed);
-        Self::counted_before(slot, backend)
-    }
-
-    /// One that is in the slot's total already.
-    fn counted_before(slot: Arc<Slot>, backend: Arc<Backend>) -> Self {
+    /// The backend of a connection that is on the way there, or there already.
+    pub(super) fn enter(slot: Arc<Slot>, backend: Arc<Backend>) -> Self {
         slot.stats.active.fetch_add(1, Relaxed);
         backend.load.active.fetch_add(1, Relaxed);
         Self { slot, backend }
+    }
+
+    /// Counts the connection among all that the slot has had.
+    pub(super) fn reached(&self) {
+        self.slot.stats.total.fetch_add(1, Relaxed);
     }
 
     pub(super) const fn slot(&self) -> &Arc<Slot> {

@@ -105,10 +105,7 @@ impl Journey {
         let home = saved.home.and_then(|home| {
             let entry = snapshot.entry(&home.slot)?;
             let backend = entry.serving(Some(home.generation))?;
-            Some(Home::counted_before(
-                Arc::clone(&entry.slot),
-                Arc::clone(backend),
-            ))
+            Some(Home::enter(Arc::clone(&entry.slot), Arc::clone(backend)))
         });
         // Where seats are counted it has one, unless there are fewer than before.
         let limited = snapshot.config.balance.capacity.is_some();

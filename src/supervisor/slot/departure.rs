@@ -1,7 +1,6 @@
 //! The end of a generation whose place is taken.
 
 use std::{
-    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use tracing::info;
 use super::{Orders, Want, noticed, waits::exited};
 use crate::{
     cluster::{Cluster, Snapshot, StopReason},
-    config::Key,
+    config::{self, Key},
     supervisor::{
         Guests,
         entrance::keep_asking,
@@ -81,47 +80,35 @@ impl Departure {
         receipt
     }
 
-    /// Until it has none, time is up, or there is something more urgent.
+    /// Lets its connections finish, until time is up, and cuts what is left.
     async fn finish_connections(&mut self) {
         let config = Arc::clone(&self.cluster.load().config);
         let guests = self.orders.borrow().entrances.guests.clone();
         let load = Arc::clone(self.old.load());
-        let mut asking = pin!(keep_asking(|| async {
+        let asking = keep_asking(|| async {
             if let Some(guests) = &guests {
                 guests.ask_to_leave(&load, config.drain.spread).await;
             }
-        }));
-        let away = match config.affinity.key {
-            Key::Cookie(_) | Key::Query(_) => AWAY,
-            Key::Address | Key::Header(_) | Key::None => Duration::ZERO,
+        });
+        let finishing = async {
+            let by = self.not_after(Instant::now() + config.drain.timeout);
+            if !self.until_empty(away(&config), by).await {
+                return false;
+            }
+            self.is_forgotten(guests.as_deref(), config.drain.spread)
+                .await;
+            // Whoever had found the way here before is on it, or there.
+            let soon = Instant::now() + FORGOTTEN_WITHIN;
+            let by = self.not_after(by).max(soon);
+            load.active.load(Relaxed) == 0 || self.until_empty(Duration::ZERO, by).await
         };
-        let deadline = Instant::now() + config.drain.timeout;
-        let (mut empty_since, mut ended) = (None, 0);
-        loop {
-            // What came and went between two looks was there too.
-            let before = std::mem::replace(&mut ended, load.ended.load(Relaxed));
-            if load.active.load(Relaxed) > 0 || before != ended {
-                empty_since = None;
-            } else if empty_since.get_or_insert_with(Instant::now).elapsed() >= away {
-                break;
-            }
-            tokio::select! {
-                never = &mut asking => match never {},
-                () = exited(Some(&self.old.process)) => return,
-                _said = self.old.notify.next() => {}
-                _said = noticed(self.old.channel.as_mut()), if !is_closed(&self.old) => {}
-                changed = self.orders.changed() => {
-                    let want = self.orders.borrow_and_update().want;
-                    if changed.is_err() || matches!(want, Want::Stop | Want::Kill) {
-                        break;
-                    }
-                }
-                () = sleep(LOOK_EVERY) => {}
-                () = sleep_until(deadline) => break,
-            }
+        let is_there = tokio::select! {
+            never = asking => match never {},
+            is_there = finishing => is_there,
+        };
+        if !is_there {
+            return;
         }
-        self.is_forgotten(guests.as_deref(), config.drain.spread)
-            .await;
         let left = load.active.load(Relaxed);
         if left > 0 {
             info!(
@@ -136,7 +123,36 @@ impl Departure {
         }
     }
 
-    /// Nobody is sent to it any more, and whoever was on the way has arrived.
+    /// Waits until it has had no connections for some time, time is up, or there is something more urgent.
+    /// False when the process has ended.
+    async fn until_empty(&mut self, away: Duration, by: Instant) -> bool {
+        let load = Arc::clone(self.old.load());
+        let was_urgent = self.is_urgent();
+        let (mut empty_since, mut ended) = (None, 0);
+        loop {
+            // What came and went between two looks was there too.
+            let before = std::mem::replace(&mut ended, load.ended.load(Relaxed));
+            if load.active.load(Relaxed) > 0 || before != ended {
+                empty_since = None;
+            } else if empty_since.get_or_insert_with(Instant::now).elapsed() >= away {
+                return true;
+            }
+            tokio::select! {
+                () = exited(Some(&self.old.process)) => return false,
+                _said = self.old.notify.next() => {}
+                _said = noticed(self.old.channel.as_mut()), if !is_closed(&self.old) => {}
+                _changed = self.orders.changed(), if !was_urgent => {
+                    if self.is_urgent() {
+                        return true;
+                    }
+                }
+                () = sleep(LOOK_EVERY) => {}
+                () = sleep_until(by) => return true,
+            }
+        }
+    }
+
+    /// Nobody is sent to it any more, and whoever was is counted.
     async fn is_forgotten(&self, guests: Option<&dyn Guests>, spread: Duration) {
         let (slot, number, load) = (self.old.slot(), self.old.number, self.old.load());
         self.cluster.report(self.old.gone()).await;
@@ -146,14 +162,23 @@ impl Departure {
         };
         let _late = self.cluster.wait_until(FORGOTTEN_WITHIN, is_out).await;
         if let Some(guests) = guests {
-            // Each thread does this between two of its connections, so whoever had found the way here
-            // before, and was not counted yet, is counted then.
+            // Each thread does this between two turns of its connections, and from looking the way up to
+            // being counted is within one.
             guests.ask_to_leave(load, spread).await;
         }
-        let by = Instant::now() + FORGOTTEN_WITHIN;
-        while load.active.load(Relaxed) > 0 && Instant::now() < by {
-            sleep(LOOK_EVERY).await;
+    }
+
+    /// When to stop waiting: at once, where something is more urgent.
+    fn not_after(&self, by: Instant) -> Instant {
+        match self.is_urgent() {
+            true => Instant::now(),
+            false => by,
         }
+    }
+
+    fn is_urgent(&self) -> bool {
+        let want = self.orders.borrow().want;
+        matches!(want, Want::Stop | Want::Kill) || self.orders.has_changed().is_err()
     }
 
     /// TERM, `stop_timeout`, KILL; a Node worker is asked to disconnect first.
@@ -202,6 +227,14 @@ impl Departure {
                 }
             }
         }
+    }
+}
+
+/// For how long a client may be away and still be one of its clients.
+fn away(config: &config::Cluster) -> Duration {
+    match config.affinity.key {
+        Key::Cookie(_) | Key::Query(_) => AWAY,
+        Key::Address | Key::Header(_) | Key::None => Duration::ZERO,
     }
 }
 
