@@ -33,7 +33,7 @@ pub struct Slot {
 /// Counters of a slot.
 #[derive(Debug, Default)]
 pub struct SlotStats {
-    /// Connections open now.
+    /// Connections open now, or on the way to it.
     pub active: AtomicU64,
     /// Clients that are held for it now.
     pub held: AtomicU64,
@@ -76,7 +76,7 @@ impl Counted for SlotStats {
 /// have ended. Equal only to itself.
 #[derive(Debug, Default)]
 pub struct Load {
-    /// Connections, or requests in HTTP mode, now.
+    /// Connections, or requests in HTTP mode, now; also those on the way to it.
     pub active: AtomicU64,
     /// All that ended.
     pub ended: AtomicU64,
