@@ -263,6 +263,7 @@ async fn before_four(
     let blanks = Blanks {
         mode: Mode::Tcp,
         tls: false,
+        large: false,
         listen,
         backends: &backends,
         dir: &dir.to_string_lossy(),

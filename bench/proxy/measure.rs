@@ -105,6 +105,7 @@ impl Bench {
         Job {
             mode: spec.mode,
             tls: spec.tls,
+            large: spec.work.is_large(),
             backends: &self.backends.addresses,
             event: matches!(spec.measure, Measure::Event(_)),
             server: None,

@@ -80,6 +80,8 @@ pub(crate) struct Blanks<'a> {
     pub(crate) backends: &'a [SocketAddr],
     /// A folder of its own, with the certificate.
     pub(crate) dir: &'a str,
+    /// There is more to carry at once than a page or two.
+    pub(crate) large: bool,
     /// Something will happen to it.
     pub(crate) event: bool,
     /// What the backends run, where they are workers.
@@ -94,6 +96,7 @@ impl Blanks<'_> {
             ("{plain}", !self.tls),
             ("{log}", kind.has_log()),
             ("{quiet}", !kind.has_log()),
+            ("{large}", self.large),
             ("{event}", self.event),
             ("{workers}", self.server.is_some()),
             ("{backend}", self.server.is_none()),

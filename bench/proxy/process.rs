@@ -36,6 +36,8 @@ pub(crate) struct Job<'a> {
     pub(crate) mode: Mode,
     pub(crate) tls: Option<Tls>,
     pub(crate) backends: &'a [SocketAddr],
+    /// There is more to carry at once than a page or two.
+    pub(crate) large: bool,
     /// Something will happen to it.
     pub(crate) event: bool,
     /// What the backends run, where they are workers.
@@ -90,6 +92,7 @@ impl Proxy {
         let blanks = Blanks {
             mode: job.mode,
             tls: job.tls.is_some(),
+            large: job.large,
             listen: self.door.addresses[0],
             backends: job.backends,
             dir: &self.dir.path().to_string_lossy(),

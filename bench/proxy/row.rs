@@ -241,6 +241,15 @@ impl Work {
         }
     }
 
+    /// Whether there is more to carry at once than a page or two.
+    pub(crate) const fn is_large(self) -> bool {
+        match self {
+            Self::Up | Self::Down => true,
+            Self::RoundTrips { bytes, .. } | Self::Requests { body: bytes } => bytes > 8 * 1024,
+            Self::Short | Self::ShortRequests | Self::Http2 | Self::Messages => false,
+        }
+    }
+
     /// Bulk is counted in bytes, all else in units.
     pub(crate) const fn is_bulk(self) -> bool {
         matches!(self, Self::Up | Self::Down)
