@@ -92,7 +92,7 @@ pub struct Slot {
     pub next: Option<Backend>,
     /// Generations before, which go on with what they have.
     pub leaving: Vec<Backend>,
-    /// Connections or requests now.
+    /// Connections or requests now, those on the way to it with them.
     pub active: u64,
     /// Clients that wait for it now.
     pub held: u64,
@@ -118,7 +118,7 @@ pub struct Backend {
     pub generation: u32,
     /// The worker's process.
     pub pid: Option<u32>,
-    /// Its connections or requests now, as far as homescar relays them.
+    /// Its connections or requests now, those on the way to it with them, as far as homescar relays them.
     pub active: u64,
     /// Its resident memory in bytes.
     pub rss: Option<u64>,

@@ -369,6 +369,7 @@ impl Connection {
         match self.record.journey.home.take_if(|_| end.untouched) {
             None => Ok(false),
             Some(home) => {
+                self.ticket.goes_nowhere();
                 let tried = tried.get_or_insert_default();
                 tried.note_failure(Arc::clone(&home.slot().name))?;
                 Ok(true)

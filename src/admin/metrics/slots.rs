@@ -158,7 +158,7 @@ impl Slots<'_> {
         });
         page.gauge(
             "homescar_slot_connections_active",
-            "Connections (in http mode, requests and WebSockets) that the slot has now.",
+            "Connections (in http mode, requests and WebSockets) that the slot has now, or that are on the way to it.",
             active,
         )?;
         page.gauge(

@@ -142,6 +142,7 @@ impl Errand {
                 Next::Again => {}
             }
             (may_retry, may_reuse) = (false, false);
+            ticket.goes_nowhere();
             let home = self.record.journey.home.take();
             if let (false, Some(home)) = (is_reused, home) {
                 let tried: &mut Tried = tried.get_or_insert_default();

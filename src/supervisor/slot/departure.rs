@@ -31,7 +31,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A client with a cookie may be between two requests: it has left when it is away this long.
 const AWAY: Duration = Duration::from_secs(1);
-/// For the table to forget it, and for whoever was on the way to it.
+/// For the table to forget it, and at least for whoever was on the way to it then.
 const FORGOTTEN_WITHIN: Duration = Duration::from_millis(500);
 /// A process that SIGKILL does not end sits in the kernel; look again after this.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
@@ -97,7 +97,8 @@ impl Departure {
             }
             self.is_forgotten(guests.as_deref(), config.drain.spread)
                 .await;
-            // Whoever had found the way here before is on it, or there.
+            // Whoever had found the way here before is on it, or there, and has what time is left. Another
+            // request of the same client goes to the next generation already.
             let soon = Instant::now() + FORGOTTEN_WITHIN;
             let by = self.not_after(by).max(soon);
             load.active.load(Relaxed) == 0 || self.until_empty(Duration::ZERO, by).await
@@ -113,7 +114,7 @@ impl Departure {
         if left > 0 {
             info!(
                 slot = %self.old.slot(), generation = self.old.number,
-                "{}: cutting {left} connections that generation {} still has",
+                "{}: cutting {left} connections that generation {} still has or awaits",
                 self.old.slot(), self.old.number
             );
         }
@@ -123,8 +124,8 @@ impl Departure {
         }
     }
 
-    /// Waits until it has had no connections for some time, time is up, or there is something more urgent.
-    /// False when the process has ended.
+    /// Waits until it has had no connections for some time, time is up, or there is something more urgent
+    /// than there was before. False when the process has ended.
     async fn until_empty(&mut self, away: Duration, by: Instant) -> bool {
         let load = Arc::clone(self.old.load());
         let was_urgent = self.is_urgent();

@@ -149,6 +149,7 @@ impl<'a, D: Downstream> Carriage<'a, D> {
     /// A backend failed this request, which is to be sent once more; gives what comes if it cannot be.
     fn fails(&mut self, search: &mut Search<'_>, is_reused: bool) -> Option<Next> {
         search.reuse(false);
+        self.connection.ticket.goes_nowhere();
         let home = self.record.journey.home.take().filter(|_| !is_reused)?;
         let noted = search.note_failure(Arc::clone(&home.slot().name));
         noted
