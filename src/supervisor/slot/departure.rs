@@ -54,7 +54,6 @@ impl Departure {
     pub(super) async fn depart(mut self) -> SlotReceipt {
         let began = Instant::now();
         let before = Connections::of(self.old.load());
-        self.orders.mark_changed();
         if !self.old.shares {
             self.finish_connections().await;
         }
