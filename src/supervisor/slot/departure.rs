@@ -16,7 +16,6 @@ use crate::{
     cluster::{Cluster, Snapshot, StopReason},
     config::{self, Key},
     supervisor::{
-        Guests,
         entrance::keep_asking,
         generation::Generation,
         home::Home,
@@ -84,26 +83,27 @@ impl Departure {
         let config = Arc::clone(&self.cluster.load().config);
         let guests = self.orders.borrow().entrances.guests.clone();
         let load = Arc::clone(self.old.load());
-        let asking = keep_asking(|| async {
+        let ask = || async {
             if let Some(guests) = &guests {
                 guests.ask_to_leave(&load, config.drain.spread).await;
             }
-        });
+        };
         let finishing = async {
             let by = self.not_after(Instant::now() + config.drain.timeout);
             if !self.until_empty(away(&config), by).await {
                 return false;
             }
-            self.is_forgotten(guests.as_deref(), config.drain.spread)
-                .await;
-            // Whoever had found the way here before is on it, or there, and has what time is left. Another
-            // request of the same client goes to the next generation already.
+            self.is_forgotten().await;
+            // Each thread does this between two turns of its connections, and from looking the way up to
+            // being counted is within one: whoever had found the way here before is counted then, and has
+            // what time is left. Another request of the same client goes to the next generation already.
+            ask().await;
             let soon = Instant::now() + FORGOTTEN_WITHIN;
             let by = self.not_after(by).max(soon);
             load.active.load(Relaxed) == 0 || self.until_empty(Duration::ZERO, by).await
         };
         let is_there = tokio::select! {
-            never = asking => match never {},
+            never = keep_asking(ask) => match never {},
             is_there = finishing => is_there,
         };
         if !is_there {
@@ -152,20 +152,15 @@ impl Departure {
         }
     }
 
-    /// Nobody is sent to it any more, and whoever was is counted.
-    async fn is_forgotten(&self, guests: Option<&dyn Guests>, spread: Duration) {
-        let (slot, number, load) = (self.old.slot(), self.old.number, self.old.load());
+    /// Nobody is sent to it any more.
+    async fn is_forgotten(&self) {
+        let (slot, number) = (self.old.slot(), self.old.number);
         self.cluster.report(self.old.gone()).await;
         let is_out = |snapshot: &Snapshot| {
             let entry = snapshot.entry(slot);
             entry.is_none_or(|entry| entry.generations().all(|one| one.generation != number))
         };
         let _late = self.cluster.wait_until(FORGOTTEN_WITHIN, is_out).await;
-        if let Some(guests) = guests {
-            // Each thread does this between two turns of its connections, and from looking the way up to
-            // being counted is within one.
-            guests.ask_to_leave(load, spread).await;
-        }
     }
 
     /// When to stop waiting: at once, where something is more urgent.
