@@ -244,9 +244,8 @@ impl Work {
     /// Whether there is more to carry at once than a page or two.
     pub(crate) const fn is_large(self) -> bool {
         match self {
-            Self::Up | Self::Down => true,
             Self::RoundTrips { bytes, .. } | Self::Requests { body: bytes } => bytes > 8 * 1024,
-            Self::Short | Self::ShortRequests | Self::Http2 | Self::Messages => false,
+            _ => self.is_bulk(),
         }
     }
 

@@ -316,34 +316,29 @@ impl Drop for Held<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::{NonZeroU32, NonZeroUsize};
+
     use futures_util::FutureExt as _;
     use socket2::{Domain, SockAddr, Socket, Type};
 
     use super::*;
     use crate::{
         cluster::Controller,
-        config::{Config, Facts},
+        config::{self, Address, Source, StaticBackend, Workers},
     };
 
     /// A cluster with one slot.
-    fn cluster(source: &str) -> (Cluster, Controller) {
-        let config = format!(
-            r#"
-            [listener.web]
-            bind = "127.0.0.1:0"
-            cluster = "app"
-            [cluster.app]
-            on_down = "hold 10s"
-            {source}
-            "#
-        );
-        let config = Config::parse(&config, "test", &Facts::of_this_process()).unwrap();
-        Cluster::new(&config.clusters[0])
+    fn cluster(source: Source) -> (Cluster, Controller) {
+        Cluster::new(&config::Cluster {
+            on_down: OnDown::Hold(Duration::from_secs(10)),
+            ..config::Cluster::new("app", source)
+        })
     }
 
     #[tokio::test]
     async fn a_client_that_is_cut_while_it_is_held_is_not_counted_for_ever() {
-        let (cluster, _controller) = cluster(r#"workers = { command = ["/bin/true"], count = 1 }"#);
+        let workers = Workers::new(vec!["true".into()], NonZeroUsize::MIN);
+        let (cluster, _controller) = cluster(Source::Workers(Arc::new(workers)));
         let stats = Arc::clone(&cluster.load().entries[0].slot.stats);
         let held = || stats.held.load(Relaxed);
         {
@@ -369,8 +364,11 @@ mod tests {
         first.connect(&address).unwrap();
         assert!(socket().connect(&address).is_err(), "its queue is full");
 
-        let source = format!(r#"backends = ["unix:{}"]"#, path.display());
-        let (cluster, _controller) = cluster(&source);
+        let (cluster, _controller) = cluster(Source::Static(vec![StaticBackend {
+            name: "app/0".into(),
+            address: Address::Unix(path),
+            weight: NonZeroU32::MIN,
+        }]));
         let snapshot = cluster.load();
         let entry = &snapshot.entries[0];
         let load = &entry.backend.as_ref().unwrap().load;
